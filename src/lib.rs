@@ -1,0 +1,9 @@
+//! wearsync mirrors personal and wearable data into your own database and files: no gaps, no duplicates, provable.
+//!
+//! The rooms and what each may name are listed in `ARCHITECTURE.md` and held by `tests/layering.rs`.
+
+#![forbid(unsafe_code)]
+
+pub mod clock;
+pub mod model;
+pub mod providers;

@@ -1,0 +1,205 @@
+//! Strava: one quota for all users, thin webhooks, start-time axis.
+
+mod client;
+mod normalize;
+#[cfg(feature = "simulator")]
+pub mod simulator;
+mod wire;
+
+use async_trait::async_trait;
+
+use super::{
+    Api, Axis, ClientAuth, DataPart, Dead, Deletes, FetchError, FetchedPage, FetchedPart, FileRule, NormalizeError,
+    OAuthSpec, PageRequest, PartBody, PartSpec, Provider, ProviderSpec, Refetch, StreamSpec, Wire,
+};
+use crate::model::quota::{Quota, Reset};
+use crate::model::{Kind, Normalized, PartName, ProviderName, StreamName};
+
+/// The one value of this provider.
+pub static PROVIDER: Strava = Strava;
+
+/// Strava.
+pub struct Strava;
+
+const SUMMARY: PartName = PartName("summary");
+const DETAIL: PartName = PartName("detail");
+const STREAMS: PartName = PartName("streams");
+const ZONES: PartName = PartName("zones");
+
+const DAY_MS: i64 = 86_400_000;
+
+static SPEC: ProviderSpec = ProviderSpec {
+    name: ProviderName("strava"),
+    title: "Strava",
+    api_base_url: "https://www.strava.com/api/v3",
+    oauth: OAuthSpec {
+        authorize_url: "https://www.strava.com/oauth/authorize",
+        token_url: "https://www.strava.com/oauth/token",
+        scopes: &["read", "read_all", "profile:read_all", "activity:read_all"],
+        scope_separator: ",",
+        client_auth: ClientAuth::Body,
+        dead: Dead::Once,
+        read_refusal: client::read_refusal,
+        account_in_grant: client::account_in_grant,
+    },
+    quotas: &[
+        Quota { name: std::borrow::Cow::Borrowed("15m"), limit: 200, reset: Reset::NaturalMinutes(15) },
+        Quota { name: std::borrow::Cow::Borrowed("1d"), limit: 2000, reset: Reset::UtcDay },
+        Quota { name: std::borrow::Cow::Borrowed("read-15m"), limit: 100, reset: Reset::NaturalMinutes(15) },
+        Quota { name: std::borrow::Cow::Borrowed("read-1d"), limit: 1000, reset: Reset::UtcDay },
+    ],
+    read_quotas: client::read_quotas,
+    streams: &[
+        StreamSpec {
+            name: StreamName("athlete"),
+            data: DataPart::Profile,
+            kind: Kind::Athlete,
+            part: SUMMARY,
+            axis: Axis::None,
+            overlap_ms: 0,
+            page_size: 1,
+            deletes: Deletes::Never,
+        },
+        StreamSpec {
+            name: StreamName("activities"),
+            data: DataPart::Workouts,
+            kind: Kind::Workout,
+            part: SUMMARY,
+            axis: Axis::Start,
+            // Watches that are read out by cable bring a week at once.
+            overlap_ms: 7 * DAY_MS,
+            page_size: 200,
+            deletes: Deletes::ConfirmByFetch,
+        },
+    ],
+    parts: &[
+        PartSpec {
+            kind: Kind::Athlete,
+            name: SUMMARY,
+            primary: true,
+            volatile: &[
+                "/updated_at",
+                "/follower_count",
+                "/friend_count",
+                "/mutual_friend_count",
+                "/profile",
+                "/profile_medium",
+                "/bikes/*/distance",
+                "/bikes/*/converted_distance",
+                "/shoes/*/distance",
+                "/shoes/*/converted_distance",
+            ],
+            refetch: Refetch::OnChange,
+            on_by_default: true,
+            collection: "",
+            file: FileRule::Single("athlete"),
+            wire: Wire::Json,
+        },
+        PartSpec {
+            kind: Kind::Gear,
+            name: SUMMARY,
+            primary: true,
+            volatile: &["/distance", "/converted_distance"],
+            refetch: Refetch::OnChange,
+            on_by_default: true,
+            collection: "gear",
+            file: FileRule::Reference,
+            wire: Wire::Json,
+        },
+        PartSpec {
+            kind: Kind::Workout,
+            name: SUMMARY,
+            primary: true,
+            volatile: &[
+                "/achievement_count",
+                "/kudos_count",
+                "/comment_count",
+                "/athlete_count",
+                "/photo_count",
+                "/total_photo_count",
+                "/pr_count",
+                "/has_kudoed",
+            ],
+            refetch: Refetch::OnChange,
+            on_by_default: true,
+            collection: "activities",
+            file: FileRule::Entity(None),
+            wire: Wire::Json,
+        },
+        PartSpec {
+            kind: Kind::Workout,
+            name: DETAIL,
+            primary: false,
+            volatile: &[
+                "/achievement_count",
+                "/kudos_count",
+                "/comment_count",
+                "/athlete_count",
+                "/photo_count",
+                "/total_photo_count",
+                "/pr_count",
+                "/has_kudoed",
+                "/gear/distance",
+                "/gear/converted_distance",
+                "/photos",
+                "/embed_token",
+                "/segment_efforts",
+                "/best_efforts",
+                "/similar_activities",
+                "/highlighted_kudosers",
+            ],
+            refetch: Refetch::OnChange,
+            on_by_default: false,
+            collection: "details",
+            file: FileRule::Entity(Some("detail")),
+            wire: Wire::Json,
+        },
+        PartSpec {
+            kind: Kind::Workout,
+            name: STREAMS,
+            primary: false,
+            volatile: &[],
+            refetch: Refetch::OnShape,
+            on_by_default: true,
+            collection: "streams",
+            file: FileRule::Entity(Some("streams")),
+            wire: Wire::Json,
+        },
+        PartSpec {
+            kind: Kind::Workout,
+            name: ZONES,
+            primary: false,
+            volatile: &[],
+            refetch: Refetch::OnShape,
+            on_by_default: false,
+            collection: "zones",
+            file: FileRule::Entity(Some("zones")),
+            wire: Wire::Json,
+        },
+    ],
+};
+
+#[async_trait]
+impl Provider for Strava {
+    fn spec(&self) -> &'static ProviderSpec {
+        &SPEC
+    }
+
+    async fn fetch_page(&self, api: &Api<'_>, request: &PageRequest<'_>) -> Result<FetchedPage, FetchError> {
+        client::fetch_page(api, request).await
+    }
+
+    async fn fetch_part(
+        &self,
+        api: &Api<'_>,
+        kind: Kind,
+        external_id: &str,
+        part: PartName,
+    ) -> Result<FetchedPart, FetchError> {
+        client::fetch_part(api, kind, external_id, part).await
+    }
+
+    fn normalize(&self, kind: Kind, external_id: &str, parts: &[PartBody]) -> Result<Normalized, NormalizeError> {
+        normalize::normalize(kind, external_id, parts)
+    }
+}
