@@ -1,0 +1,398 @@
+-- The data model: docs/data-model.md explains every table. Instants are UTC; *_ms and window bounds are milliseconds
+-- since 1970; lo and hi of windows lie on the stream's own axis.
+
+create table users (
+    id blob primary key,
+    external_user_id text,
+    first_name text,
+    last_name text,
+    email text,
+    time_zone text not null default 'UTC',
+    created_at text not null
+) strict;
+create unique index users_external_user_id on users (external_user_id) where external_user_id is not null;
+create unique index users_email on users (email) where email is not null;
+
+create table api_keys (
+    id blob primary key,
+    hash blob not null unique,
+    prefix text not null,
+    name text not null,
+    scopes text not null,
+    created_at text not null,
+    expires_at text,
+    revoked_at text,
+    last_used_at text
+) strict;
+
+-- One grant, one refresher: the lease is refresh_owner/refresh_until; token_version only grows.
+create table accounts (
+    id blob primary key,
+    provider text not null,
+    client_id text not null,
+    provider_user_id text not null,
+    status text not null check (status in ('active', 'reauth')),
+    reason text,
+    refresh_token blob,
+    token_version integer not null default 0,
+    refresh_owner text,
+    refresh_until text,
+    refusals integer not null default 0,
+    refused_since text,
+    imported_hash blob,
+    created_at text not null,
+    updated_at text not null,
+    unique (provider, client_id, provider_user_id)
+) strict;
+
+-- epoch changes with every connect, disconnect, purge, erase; page_seq with every committed page.
+create table connections (
+    id blob primary key,
+    user_id blob not null references users (id) on delete cascade,
+    account_id blob not null references accounts (id),
+    provider text not null,
+    status text not null check (status in ('active', 'revoked', 'replaced')),
+    epoch integer not null default 1,
+    page_seq integer not null default 0,
+    last_success_at text,
+    created_at text not null,
+    updated_at text not null
+) strict;
+create unique index connections_user_provider on connections (user_id, provider) where status <> 'replaced';
+create index connections_account on connections (account_id);
+
+-- Covered = the union of done 'cover' windows. A position moves only together with its page.
+create table windows (
+    id blob primary key,
+    connection_id blob not null references connections (id) on delete cascade,
+    stream text not null,
+    purpose text not null check (purpose in ('cover', 'reread')),
+    lo integer not null,
+    hi integer not null check (hi > lo),
+    state text not null check (state in ('open', 'asked', 'done')),
+    position text,
+    verified_at text,
+    last_error text
+) strict;
+create unique index windows_cover on windows (connection_id, stream, lo) where purpose = 'cover';
+create index windows_open on windows (connection_id) where state <> 'done';
+
+-- The row holds the only lease. No index holds lease_until, progress or updated_at: renewals stay HOT.
+create table runs (
+    id blob primary key,
+    connection_id blob not null references connections (id) on delete cascade,
+    user_id blob not null,
+    provider text not null,
+    class integer not null,
+    source text not null,
+    request text not null,
+    request_key text not null,
+    state text not null check (state in ('queued', 'in_progress', 'waiting', 'success', 'partial', 'failed', 'cancelled')),
+    reason text,
+    epoch integer not null default 0,
+    owner text,
+    lease_until text,
+    due_at text not null,
+    attempts integer not null default 0,
+    crashes integer not null default 0,
+    committed integer not null default 0,
+    again integer not null default 0,
+    cancel_requested integer not null default 0,
+    progress text,
+    report text,
+    waiting_on text,
+    created_at text not null,
+    started_at text,
+    ended_at text
+) strict;
+create unique index runs_slot on runs (connection_id) where state = 'in_progress';
+create unique index runs_request on runs (request_key) where state in ('queued', 'waiting', 'in_progress');
+create index runs_due on runs (class, due_at) where state in ('queued', 'waiting');
+create index runs_connection_due on runs (connection_id, class, due_at) where state in ('queued', 'waiting');
+create index runs_user on runs (user_id, id);
+create index runs_connection on runs (connection_id, id);
+
+create table run_events (
+    run_id blob not null references runs (id) on delete cascade,
+    n integer not null,
+    at text not null,
+    stage text not null,
+    message text,
+    primary key (run_id, n)
+) strict;
+
+create table idempotency (
+    api_key_id blob not null references api_keys (id) on delete cascade,
+    key text not null,
+    request_hash blob not null,
+    run_id blob not null,
+    expires_at text not null,
+    primary key (api_key_id, key)
+) strict;
+
+create table data_sources (
+    id integer primary key,
+    user_id blob not null references users (id) on delete cascade,
+    provider text not null,
+    device text not null default '',
+    writer text not null default '',
+    software text,
+    unique (user_id, provider, device, writer)
+) strict;
+
+-- A record is a function of its parts.
+create table records (
+    id blob primary key,
+    connection_id blob not null references connections (id) on delete cascade,
+    kind text not null,
+    external_id text not null,
+    data_source_id integer not null references data_sources (id) on delete cascade,
+    type text not null,
+    title text,
+    start_at text not null,
+    end_at text,
+    utc_offset_s integer,
+    zone text,
+    local_day text not null,
+    hash blob not null,
+    shape integer not null,
+    revision integer not null,
+    provisional integer not null,
+    stem text,
+    deleted_at text,
+    export_due integer not null default 0,
+    source_updated_at text,
+    stored_at text not null,
+    unique (connection_id, kind, external_id)
+) strict;
+create index records_start on records (connection_id, kind, start_at);
+create index records_day on records (connection_id, local_day);
+create index records_export on records (connection_id) where export_due;
+
+create table workouts (
+    record_id blob primary key references records (id) on delete cascade,
+    type text not null,
+    elapsed_s real,
+    moving_s real,
+    distance_m real,
+    ascent_m real,
+    elevation_high_m real,
+    elevation_low_m real,
+    average_speed_m_per_s real,
+    max_speed_m_per_s real,
+    average_heart_rate_bpm real,
+    max_heart_rate_bpm real,
+    average_cadence_per_min real,
+    average_power_w real,
+    max_power_w real,
+    weighted_power_w real,
+    power_measured integer,
+    work_kj real,
+    energy_kcal real,
+    energy_estimated integer not null,
+    average_temperature_c real,
+    start_latitude_deg real,
+    start_longitude_deg real,
+    gear_id text,
+    manual integer,
+    laps text,
+    heart_rate_zones text,
+    power_zones text,
+    pace_zones text
+) strict;
+
+-- One version of one answer, as received: body is the zstd of the bytes. Superseded, never edited.
+create table parts (
+    id blob primary key,
+    connection_id blob not null references connections (id) on delete cascade,
+    kind text not null,
+    external_id text not null,
+    part text not null,
+    version integer not null,
+    state text not null check (state in ('wanted', 'stored', 'none', 'unreadable', 'failed')),
+    order_at text not null,
+    due_at text not null,
+    attempts integer not null default 0,
+    last_error text,
+    body blob,
+    body_size integer,
+    hash blob,
+    formula integer,
+    fetched_at text,
+    stored_at text,
+    superseded_at text,
+    export_due integer not null default 0
+) strict;
+create unique index parts_current on parts (connection_id, kind, external_id, part) where superseded_at is null;
+create index parts_wanted on parts (connection_id, order_at desc) where state = 'wanted' and superseded_at is null;
+create index parts_export on parts (connection_id) where export_due;
+
+create table series_types (
+    id integer primary key,
+    name text not null unique,
+    unit text not null
+) strict;
+insert into series_types (id, name, unit) values
+    (1, 'heart_rate', 'bpm'),
+    (2, 'resting_heart_rate', 'bpm'),
+    (3, 'heart_rate_variability_sdnn', 'ms'),
+    (4, 'heart_rate_recovery_one_minute', 'bpm'),
+    (5, 'walking_heart_rate_average', 'bpm'),
+    (7, 'heart_rate_variability_rmssd', 'ms'),
+    (20, 'oxygen_saturation', 'percent'),
+    (21, 'blood_glucose', 'mg_dl'),
+    (22, 'blood_pressure_systolic', 'mmHg'),
+    (23, 'blood_pressure_diastolic', 'mmHg'),
+    (24, 'respiratory_rate', 'brpm'),
+    (25, 'sleeping_breathing_disturbances', 'count'),
+    (26, 'blood_alcohol_content', 'mg_dl'),
+    (27, 'peripheral_perfusion_index', 'score'),
+    (28, 'forced_vital_capacity', 'liters'),
+    (29, 'forced_expiratory_volume_1', 'liters'),
+    (30, 'peak_expiratory_flow_rate', 'L/min'),
+    (31, 'breathing_disturbance_index', 'score'),
+    (40, 'height', 'cm'),
+    (41, 'weight', 'kg'),
+    (42, 'body_fat_percentage', 'percent'),
+    (43, 'body_mass_index', 'kg_m2'),
+    (44, 'lean_body_mass', 'kg'),
+    (45, 'body_temperature', 'celsius'),
+    (46, 'skin_temperature', 'celsius'),
+    (47, 'waist_circumference', 'cm'),
+    (48, 'body_fat_mass', 'kg'),
+    (49, 'skeletal_muscle_mass', 'kg'),
+    (50, 'skin_temperature_deviation', 'celsius'),
+    (51, 'skin_temperature_trend_deviation', 'celsius'),
+    (60, 'vo2_max', 'ml_kg_min'),
+    (61, 'six_minute_walk_test_distance', 'meters'),
+    (62, 'cardiovascular_age', 'years'),
+    (80, 'steps', 'count'),
+    (81, 'energy', 'kcal'),
+    (82, 'basal_energy', 'kcal'),
+    (83, 'stand_time', 'minutes'),
+    (84, 'exercise_time', 'minutes'),
+    (85, 'physical_effort', 'score'),
+    (86, 'flights_climbed', 'count'),
+    (87, 'average_met', 'met'),
+    (88, 'active_time', 'minutes'),
+    (100, 'distance_walking_running', 'meters'),
+    (101, 'distance_cycling', 'meters'),
+    (102, 'distance_swimming', 'meters'),
+    (103, 'distance_downhill_snow_sports', 'meters'),
+    (104, 'distance_other', 'meters'),
+    (120, 'walking_step_length', 'cm'),
+    (121, 'walking_speed', 'm_per_s'),
+    (122, 'walking_double_support_percentage', 'percent'),
+    (123, 'walking_asymmetry_percentage', 'percent'),
+    (124, 'walking_steadiness', 'percent'),
+    (125, 'stair_descent_speed', 'm_per_s'),
+    (126, 'stair_ascent_speed', 'm_per_s'),
+    (140, 'running_power', 'watts'),
+    (141, 'running_speed', 'm_per_s'),
+    (142, 'running_vertical_oscillation', 'cm'),
+    (143, 'running_ground_contact_time', 'ms'),
+    (144, 'running_stride_length', 'cm'),
+    (145, 'running_vertical_ratio', 'percent'),
+    (146, 'running_stance_time_balance', 'percent'),
+    (160, 'swimming_stroke_count', 'count'),
+    (161, 'underwater_depth', 'meters'),
+    (180, 'cadence', 'rpm'),
+    (181, 'power', 'watts'),
+    (182, 'speed', 'm_per_s'),
+    (183, 'workout_effort_score', 'score'),
+    (184, 'estimated_workout_effort_score', 'score'),
+    (200, 'environmental_audio_exposure', 'dB'),
+    (201, 'headphone_audio_exposure', 'dB'),
+    (202, 'environmental_sound_reduction', 'dB'),
+    (203, 'time_in_daylight', 'minutes'),
+    (204, 'water_temperature', 'celsius'),
+    (205, 'uv_exposure', 'count'),
+    (206, 'inhaler_usage', 'count'),
+    (207, 'weather_temperature', 'celsius'),
+    (208, 'weather_humidity', 'percent'),
+    (209, 'elevation', 'meters'),
+    (210, 'latitude', 'degrees'),
+    (211, 'longitude', 'degrees'),
+    (212, 'air_temperature', 'celsius'),
+    (220, 'garmin_stress_level', 'score'),
+    (221, 'garmin_skin_temperature', 'celsius'),
+    (222, 'garmin_fitness_age', 'years'),
+    (223, 'garmin_body_battery', 'percent'),
+    (500, 'electrodermal_activity', 'count'),
+    (501, 'push_count', 'count'),
+    (502, 'atrial_fibrillation_burden', 'count'),
+    (503, 'insulin_delivery', 'count'),
+    (504, 'number_of_times_fallen', 'count'),
+    (505, 'number_of_alcoholic_beverages', 'count'),
+    (506, 'nike_fuel', 'count'),
+    (507, 'hydration', 'mL');
+
+-- deltas are milliseconds from the sample before; the first sample stands at first_at (milliseconds).
+create table sample_chunks (
+    record_id blob not null references records (id) on delete cascade,
+    series_type_id integer not null references series_types (id),
+    total integer not null,
+    first_at integer not null,
+    data_source_id integer not null references data_sources (id) on delete cascade,
+    last_at integer not null,
+    utc_offset_s integer,
+    n integer not null,
+    min_value real not null,
+    max_value real not null,
+    sum_value real not null,
+    deltas text not null,
+    vals text not null,
+    hash blob not null,
+    primary key (record_id, series_type_id, total, first_at)
+) strict;
+create index sample_chunks_series on sample_chunks (data_source_id, series_type_id, first_at);
+
+-- A snapshot of what processes share, never the truth.
+create table quota_windows (
+    quota_key text not null,
+    name text not null,
+    used integer not null,
+    quota_limit integer not null,
+    resets_at_ms integer not null,
+    updated_at text not null,
+    primary key (quota_key, name)
+) strict;
+
+create table export_leases (
+    user_id blob primary key references users (id) on delete cascade,
+    owner text not null,
+    epoch integer not null,
+    until_at text not null
+) strict;
+
+-- Deltas and values are JSON arrays; the two are paired by key without a join, which would be quadratic.
+create view samples as
+with pairs as (
+    select c.rowid as chunk, d.key as i, d.value as delta, null as value
+    from sample_chunks c, json_each(c.deltas) d
+    union all
+    select c.rowid, v.key, null, v.value
+    from sample_chunks c, json_each(c.vals) v
+),
+points as (
+    select chunk, i, max(delta) as delta, max(value) as value
+    from pairs
+    group by chunk, i
+),
+placed as (
+    select chunk, value, sum(delta) over (partition by chunk order by i) as ms
+    from points
+)
+select
+    s.user_id,
+    s.provider,
+    t.name as series,
+    strftime('%Y-%m-%dT%H:%M:%fZ', (c.first_at + p.ms) / 1000.0, 'unixepoch') as recorded_at,
+    p.value,
+    t.unit,
+    strftime('%Y-%m-%dT%H:%M:%fZ', c.first_at / 1000.0, 'unixepoch') as chunk_first_at,
+    c.record_id
+from placed p
+join sample_chunks c on c.rowid = p.chunk
+join data_sources s on s.id = c.data_source_id
+join series_types t on t.id = c.series_type_id;

@@ -1,0 +1,219 @@
+use chrono::{DateTime, Utc};
+
+use super::db::{accept, read};
+use super::{Db, Result};
+use crate::model::AccountId;
+
+/// A person's account at a provider, with its grant.
+#[derive(Clone, Debug, PartialEq, sqlx::FromRow)]
+pub struct Account {
+    /// Its id.
+    pub id: AccountId,
+    /// Provider.
+    pub provider: String,
+    /// Our application there.
+    pub client_id: String,
+    /// The provider's id of the person; `pending:…` until the first call names it.
+    pub provider_user_id: String,
+    /// `active` or `reauth`.
+    pub status: String,
+    /// Why it is not active, in plain words.
+    pub reason: Option<String>,
+    /// Sealed.
+    pub refresh_token: Option<Vec<u8>>,
+    /// Grows with every new token.
+    pub token_version: i64,
+    /// Who refreshes right now, or died doing it.
+    pub refresh_owner: Option<String>,
+    /// Until when it is theirs.
+    pub refresh_until: Option<DateTime<Utc>>,
+    /// Refusals in a row.
+    pub refusals: i64,
+    /// When the first of them came.
+    pub refused_since: Option<DateTime<Utc>>,
+    /// Digest of the refresh token that a person last pasted.
+    pub imported_hash: Option<Vec<u8>>,
+}
+
+/// What makes or replaces an account's grant.
+#[derive(Clone, Debug)]
+pub struct NewAccount {
+    /// Its id, unless the account exists already.
+    pub id: AccountId,
+    /// Provider.
+    pub provider: String,
+    /// Our application there.
+    pub client_id: String,
+    /// The provider's id of the person, or `pending:…`.
+    pub provider_user_id: String,
+    /// Digest of the pasted token, where one was pasted.
+    pub imported_hash: Option<Vec<u8>>,
+}
+
+/// The right to refresh one account's token, given to one process for a time.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RefreshLease {
+    /// The account as it was when the lease was taken.
+    pub account: Account,
+    /// An earlier holder died in the middle: the provider may have given it a token that we never saw.
+    pub interrupted: bool,
+}
+
+const COLUMNS: &str = "id, provider, client_id, provider_user_id, status, reason, refresh_token, token_version,
+    refresh_owner, refresh_until, refusals, refused_since, imported_hash";
+
+impl Db {
+    /// An account by id.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn find_account(&self, id: AccountId) -> Result<Option<Account>> {
+        let sql = format!("select {COLUMNS} from accounts where id = $1");
+        Ok(read!(self, p => sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).fetch_optional(p).await?))
+    }
+
+    /// Makes an account without a grant, or finds the one that is this person's already. The grant is stored by
+    /// [`Db::store_grant`], since its ciphertext names the account's id.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn upsert_account(&self, new: NewAccount, now: DateTime<Utc>) -> Result<Account> {
+        let sql = format!(
+            "insert into accounts (id, provider, client_id, provider_user_id, status, imported_hash, created_at, updated_at)
+            values ($1, $2, $3, $4, 'active', $5, $6, $6)
+            on conflict (provider, client_id, provider_user_id) do update
+            set imported_hash = coalesce(excluded.imported_hash, accounts.imported_hash), updated_at = excluded.updated_at
+            returning {COLUMNS}"
+        );
+        accept!(self, c => Ok(sqlx::query_as(sqlx::AssertSqlSafe(sql))
+            .bind(new.id)
+            .bind(new.provider)
+            .bind(new.client_id)
+            .bind(new.provider_user_id)
+            .bind(new.imported_hash)
+            .bind(now)
+            .fetch_one(&mut *c)
+            .await?))
+    }
+
+    /// Stores a grant that a person gave: revives the account.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn store_grant(&self, id: AccountId, sealed: Vec<u8>, now: DateTime<Utc>) -> Result<()> {
+        let sql = "update accounts set refresh_token = $2, token_version = token_version + 1, status = 'active',
+                reason = null, refusals = 0, refused_since = null, refresh_owner = null, refresh_until = null,
+                updated_at = $3
+            where id = $1";
+        accept!(self, c => {
+            sqlx::query(sql).bind(id).bind(sealed).bind(now).execute(&mut *c).await?;
+            Ok(())
+        })
+    }
+
+    /// Takes the right to refresh: `None` while another process has it, or when the version moved on.
+    ///
+    /// # Errors
+    /// When the database fails; then no token may be spent.
+    pub async fn take_refresh_lease(
+        &self,
+        id: AccountId,
+        version: i64,
+        owner: &str,
+        now: DateTime<Utc>,
+        until: DateTime<Utc>,
+    ) -> Result<Option<RefreshLease>> {
+        let Some(before) = self.find_account(id).await? else { return Ok(None) };
+        if before.token_version != version {
+            return Ok(None);
+        }
+        let sql = format!(
+            "update accounts set refresh_owner = $3, refresh_until = $5
+            where id = $1 and token_version = $2 and (refresh_until is null or refresh_until < $4)
+            returning {COLUMNS}"
+        );
+        let owner = owner.to_owned();
+        let taken: Option<Account> = accept!(self, c => Ok::<_, super::Error>(sqlx::query_as(sqlx::AssertSqlSafe(sql))
+            .bind(id)
+            .bind(version)
+            .bind(owner)
+            .bind(now)
+            .bind(until)
+            .fetch_optional(&mut *c)
+            .await?))?;
+        // A holder that ends well clears the owner; one that is still named died.
+        Ok(taken.map(|account| RefreshLease { interrupted: before.refresh_owner.is_some(), account }))
+    }
+
+    /// Stores what a refresh brought and gives the lease back. `false`: the lease was lost, the version moved on.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn store_refresh(
+        &self,
+        id: AccountId,
+        version: i64,
+        owner: &str,
+        sealed: Option<Vec<u8>>,
+        now: DateTime<Utc>,
+    ) -> Result<bool> {
+        let sql = "update accounts set refresh_token = coalesce($4, refresh_token), token_version = token_version + 1,
+                refresh_owner = null, refresh_until = null, refusals = 0, refused_since = null, status = 'active',
+                reason = null, updated_at = $5
+            where id = $1 and token_version = $2 and refresh_owner = $3";
+        let owner = owner.to_owned();
+        accept!(self, c => Ok(sqlx::query(sql).bind(id).bind(version).bind(owner).bind(sealed).bind(now)
+            .execute(&mut *c).await?.rows_affected() > 0))
+    }
+
+    /// Gives the lease back after a refresh that brought nothing. With `refused`, counts it; with `dead`, ends the grant.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn fail_refresh(
+        &self,
+        id: AccountId,
+        version: i64,
+        owner: &str,
+        refused: bool,
+        dead: Option<&str>,
+        now: DateTime<Utc>,
+    ) -> Result<()> {
+        let sql = "update accounts set refresh_owner = null, refresh_until = null,
+                refusals = refusals + $4,
+                refused_since = case when $4 = 1 then coalesce(refused_since, $6) else refused_since end,
+                status = case when $5 is null then status else 'reauth' end,
+                reason = coalesce($5, reason),
+                updated_at = $6
+            where id = $1 and token_version = $2 and refresh_owner = $3";
+        let sql_pg = "update accounts set refresh_owner = null, refresh_until = null,
+                refusals = refusals + $4,
+                refused_since = case when $4 = 1 then coalesce(refused_since, $6) else refused_since end,
+                status = case when $5::text is null then status else 'reauth' end,
+                reason = coalesce($5, reason),
+                updated_at = $6
+            where id = $1 and token_version = $2 and refresh_owner = $3";
+        let sql = if matches!(self, Self::Postgres(_)) { sql_pg } else { sql };
+        let (owner, dead) = (owner.to_owned(), dead.map(str::to_owned));
+        accept!(self, c => {
+            sqlx::query(sql).bind(id).bind(version).bind(owner).bind(i64::from(refused)).bind(dead).bind(now)
+                .execute(&mut *c).await?;
+            Ok(())
+        })
+    }
+
+    /// Names an account that was pasted in before the provider told whose it is. `false`: the person's account
+    /// exists already under another id, and the caller has to move over.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn name_account(&self, id: AccountId, provider_user_id: &str, now: DateTime<Utc>) -> Result<bool> {
+        let sql = "update accounts set provider_user_id = $2, updated_at = $3
+            where id = $1 and provider_user_id like 'pending:%'
+                and not exists (select 1 from accounts o where o.provider = accounts.provider
+                    and o.client_id = accounts.client_id and o.provider_user_id = $2)";
+        let provider_user_id = provider_user_id.to_owned();
+        accept!(self, c => Ok(sqlx::query(sql).bind(id).bind(provider_user_id).bind(now)
+            .execute(&mut *c).await?.rows_affected() > 0))
+    }
+}

@@ -1,0 +1,239 @@
+use chrono::{DateTime, Utc};
+
+use super::api_keys::ApiKey;
+use super::db::{accept, read, transaction};
+use super::{Db, Result};
+use crate::model::{AccountId, ConnectionId, UserId};
+
+/// One of our users bound to an account.
+#[derive(Clone, Debug, PartialEq, sqlx::FromRow)]
+pub struct Connection {
+    /// Its id.
+    pub id: ConnectionId,
+    /// Whose.
+    pub user_id: UserId,
+    /// The grant it reads with.
+    pub account_id: AccountId,
+    /// Provider.
+    pub provider: String,
+    /// `active`, `revoked` or `replaced`.
+    pub status: String,
+    /// Changes with every connect, disconnect, purge and erase.
+    pub epoch: i64,
+    /// When a run last read everything it was asked for.
+    pub last_success_at: Option<DateTime<Utc>>,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+    /// When it last changed.
+    pub updated_at: DateTime<Utc>,
+}
+
+/// A connection with what its account tells, for lists.
+#[derive(Clone, Debug, PartialEq, sqlx::FromRow)]
+pub struct ConnectionView {
+    /// The connection.
+    #[sqlx(flatten)]
+    pub connection: Connection,
+    /// `active` or `reauth`.
+    pub account_status: String,
+    /// Why the account is not active.
+    pub account_reason: Option<String>,
+    /// The provider's id of the person.
+    pub provider_user_id: String,
+}
+
+/// A connection as a request finds it.
+#[derive(Clone, Debug, PartialEq, sqlx::FromRow)]
+pub struct Target {
+    /// The connection.
+    pub connection_id: ConnectionId,
+    /// `active` or `revoked`.
+    pub status: String,
+    /// `active` or `reauth`.
+    pub account_status: String,
+}
+
+/// What one look-up tells of a request: who asks, and what for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Access {
+    /// The key, if the secret is one of ours.
+    pub key: Option<ApiKey>,
+    /// Whether the user exists.
+    pub user_exists: bool,
+    /// The user's connection to the provider, if there is one.
+    pub target: Option<Target>,
+}
+
+#[derive(sqlx::FromRow)]
+struct AccessRow {
+    key_id: Option<uuid::Uuid>,
+    prefix: Option<String>,
+    name: Option<String>,
+    scopes: Option<String>,
+    key_created_at: Option<DateTime<Utc>>,
+    expires_at: Option<DateTime<Utc>>,
+    revoked_at: Option<DateTime<Utc>>,
+    last_used_at: Option<DateTime<Utc>>,
+    user_id: Option<UserId>,
+    connection_id: Option<ConnectionId>,
+    status: Option<String>,
+    account_status: Option<String>,
+}
+
+const COLUMNS: &str =
+    "c.id, c.user_id, c.account_id, c.provider, c.status, c.epoch, c.last_success_at, c.created_at, c.updated_at";
+
+impl Db {
+    /// Key, user and connection of a sync request in one round trip.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn find_access(&self, key_hash: &[u8], user: UserId, provider: &str) -> Result<Access> {
+        let sql = "select k.id as key_id, k.prefix, k.name, k.scopes, k.created_at as key_created_at, k.expires_at,
+                k.revoked_at, k.last_used_at, u.id as user_id, c.id as connection_id, c.status,
+                a.status as account_status
+            from (select 1 as one) o
+            left join api_keys k on k.hash = $1
+            left join users u on u.id = $2
+            left join connections c on c.user_id = u.id and c.provider = $3 and c.status <> 'replaced'
+            left join accounts a on a.id = c.account_id";
+        let row: AccessRow =
+            read!(self, p => sqlx::query_as(sql).bind(key_hash).bind(user).bind(provider).fetch_one(p).await?);
+        let key = match (row.key_id, row.prefix, row.name, row.scopes, row.key_created_at) {
+            (Some(id), Some(prefix), Some(name), Some(scopes), Some(created_at)) => Some(ApiKey {
+                id,
+                prefix,
+                name,
+                scopes,
+                created_at,
+                expires_at: row.expires_at,
+                revoked_at: row.revoked_at,
+                last_used_at: row.last_used_at,
+            }),
+            _ => None,
+        };
+        let target = match (row.connection_id, row.status, row.account_status) {
+            (Some(connection_id), Some(status), Some(account_status)) => {
+                Some(Target { connection_id, status, account_status })
+            }
+            _ => None,
+        };
+        Ok(Access { key, user_exists: row.user_id.is_some(), target })
+    }
+
+    /// Binds a user to an account: makes the connection, or brings the one it has for this provider to this account.
+    /// Either way the epoch is new and work in flight ends.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn connect(&self, user: UserId, account: AccountId, provider: &str, now: DateTime<Utc>) -> Result<ConnectionId> {
+        let id = ConnectionId::new();
+        let replaced: u64;
+        let connection = transaction!(self, t => {
+            // Another account of the same provider: its history stays under the old connection, which nobody reads any more.
+            replaced = sqlx::query("update connections set status = 'replaced', epoch = epoch + 1, updated_at = $4
+                    where user_id = $1 and provider = $2 and status <> 'replaced' and account_id <> $3")
+                .bind(user).bind(provider).bind(account).bind(now)
+                .execute(&mut *t).await?.rows_affected();
+            let (found,): (ConnectionId,) = sqlx::query_as(
+                    "insert into connections (id, user_id, account_id, provider, status, created_at, updated_at)
+                    values ($1, $2, $3, $4, 'active', $5, $5)
+                    on conflict (user_id, provider) where status <> 'replaced' do update
+                    set status = 'active', epoch = connections.epoch + 1, updated_at = excluded.updated_at
+                    returning id")
+                .bind(id).bind(user).bind(account).bind(provider).bind(now)
+                .fetch_one(&mut *t).await?;
+            found
+        });
+        if replaced > 0 {
+            tracing::info!(%user, provider, "connection moved to another account; the old one keeps its data");
+        }
+        Ok(connection)
+    }
+
+    /// Ends a connection: work in flight is refused from now on, waiting runs are cancelled, data stays. `None`: there
+    /// was none. The account's grant is dropped with its last active connection.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn disconnect(&self, user: UserId, provider: &str, now: DateTime<Utc>) -> Result<Option<ConnectionId>> {
+        let found: Option<(ConnectionId, AccountId)> = transaction!(self, t => {
+            let found: Option<(ConnectionId, AccountId)> = sqlx::query_as(
+                    "update connections set status = 'revoked', epoch = epoch + 1, updated_at = $3
+                    where user_id = $1 and provider = $2 and status <> 'replaced'
+                    returning id, account_id")
+                .bind(user).bind(provider).bind(now)
+                .fetch_optional(&mut *t).await?;
+            if let Some((connection, account)) = found {
+                sqlx::query("update runs set state = 'cancelled', ended_at = $2, reason = 'disconnected', owner = null
+                        where connection_id = $1 and state in ('queued', 'waiting')")
+                    .bind(connection).bind(now).execute(&mut *t).await?;
+                sqlx::query("update runs set cancel_requested = true where connection_id = $1 and state = 'in_progress'")
+                    .bind(connection).execute(&mut *t).await?;
+                sqlx::query("update accounts set refresh_token = null, token_version = token_version + 1, updated_at = $2
+                        where id = $1 and not exists
+                            (select 1 from connections c where c.account_id = $1 and c.status = 'active')")
+                    .bind(account).bind(now).execute(&mut *t).await?;
+            }
+            found
+        });
+        Ok(found.map(|(connection, _)| connection))
+    }
+
+    /// One connection.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn find_connection(&self, id: ConnectionId) -> Result<Option<Connection>> {
+        let sql = format!("select {COLUMNS} from connections c where c.id = $1");
+        Ok(read!(self, p => sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).fetch_optional(p).await?))
+    }
+
+    /// Connections, newest first; of one user, or of all.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn list_connections(&self, user: Option<UserId>) -> Result<Vec<ConnectionView>> {
+        let sql = format!(
+            "select {COLUMNS}, a.status as account_status, a.reason as account_reason, a.provider_user_id
+            from connections c join accounts a on a.id = c.account_id
+            where c.status <> 'replaced' {} order by c.created_at desc, c.id desc",
+            if user.is_some() { "and c.user_id = $1" } else { "" }
+        );
+        Ok(read!(self, p => {
+            let mut query = sqlx::query_as(sqlx::AssertSqlSafe(sql));
+            if let Some(user) = user {
+                query = query.bind(user);
+            }
+            query.fetch_all(p).await?
+        }))
+    }
+
+    /// Notes that a run read everything it was asked for.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn touch_connection(&self, id: ConnectionId, now: DateTime<Utc>) -> Result<()> {
+        accept!(self, c => {
+            sqlx::query("update connections set last_success_at = $2 where id = $1").bind(id).bind(now)
+                .execute(&mut *c).await?;
+            Ok(())
+        })
+    }
+
+    /// Moves a connection from a pasted account to the account that turned out to be the person's.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn move_account(&self, from: AccountId, provider_user_id: &str, now: DateTime<Utc>) -> Result<AccountId> {
+        let into = transaction!(self, t => {
+            let (into,): (AccountId,) = sqlx::query_as("select o.id from accounts o join accounts p on p.id = $1
+                    where o.provider = p.provider and o.client_id = p.client_id and o.provider_user_id = $2")
+                .bind(from).bind(provider_user_id).fetch_one(&mut *t).await?;
+            sqlx::query("update connections set account_id = $2, updated_at = $3 where account_id = $1")
+                .bind(from).bind(into).bind(now).execute(&mut *t).await?;
+            into
+        });
+        Ok(into)
+    }
+}

@@ -1,0 +1,33 @@
+//! Everything that is kept: one file per aggregate, one SQL text for both databases wherever they agree.
+//!
+//! May name model, clock, config and telemetry. What must always hold: nothing above this room knows SQL; secrets
+//! arrive as ciphertext or hashes and leave the same way; whatever a page changes is changed by [`Db::commit_page`]
+//! in one transaction, behind the fence of the run that does it. Time is always given, never asked of the database.
+
+mod accounts;
+mod api_keys;
+mod connections;
+mod db;
+mod error;
+mod exports;
+mod page;
+mod quotas;
+mod records;
+mod runs;
+mod users;
+mod windows;
+
+pub use accounts::{Account, NewAccount, RefreshLease};
+pub use api_keys::{ApiKey, NewApiKey};
+pub use connections::{Access, Connection, ConnectionView, Target};
+pub use db::Db;
+pub use error::{Error, Result};
+pub use exports::{ExportPart, RecordRow as ExportRecord, SummaryRow};
+pub use page::{
+    Boundary, ChunkWrite, Fence, NewPart, PageState, PageWrite, PartFix, PartRow, RecordRow, RecordWrite, WantedWrite,
+    WindowMove,
+};
+pub use records::{Counts, WantedPart};
+pub use runs::{Accepted, Claim, NewRun, Run, RunFilter, Settle};
+pub use users::{NewUser, User, UserFilter, UserPage, UserRow};
+pub use windows::{Gap, NewWindow, WindowRow};

@@ -1,0 +1,230 @@
+use chrono::{DateTime, Utc};
+use sqlx::QueryBuilder;
+
+use super::db::{accept, read, transaction};
+use super::{Db, Result};
+use crate::model::UserId;
+
+const COLUMNS: &str = "id, external_user_id, first_name, last_name, email, time_zone, created_at";
+
+/// One of our users.
+#[derive(Clone, Debug, PartialEq, sqlx::FromRow)]
+pub struct User {
+    /// Its id.
+    pub id: UserId,
+    /// The id that the caller's own system gives it.
+    pub external_user_id: Option<String>,
+    /// First name.
+    pub first_name: Option<String>,
+    /// Last name.
+    pub last_name: Option<String>,
+    /// E-mail; unique.
+    pub email: Option<String>,
+    /// IANA zone, `UTC` unless told.
+    pub time_zone: String,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+}
+
+/// What makes or changes a user; `None` leaves a field empty, or as it is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NewUser {
+    /// See [`User`].
+    pub external_user_id: Option<String>,
+    /// See [`User`].
+    pub first_name: Option<String>,
+    /// See [`User`].
+    pub last_name: Option<String>,
+    /// See [`User`].
+    pub email: Option<String>,
+}
+
+/// Which users to list.
+#[derive(Clone, Debug, Default)]
+pub struct UserFilter {
+    /// Part of e-mail, first or last name, any case.
+    pub search: Option<String>,
+    /// Exactly this e-mail.
+    pub email: Option<String>,
+    /// Exactly this id of the caller's system.
+    pub external_user_id: Option<String>,
+    /// A column: `created_at`, `email`, `first_name`, `last_name`, `last_synced_at`.
+    pub sort_by: &'static str,
+    /// Largest first.
+    pub descending: bool,
+    /// Rows a page.
+    pub limit: i64,
+    /// Rows to skip.
+    pub offset: i64,
+}
+
+/// A user in a list, with what its connections tell.
+#[derive(Clone, Debug, PartialEq, sqlx::FromRow)]
+pub struct UserRow {
+    /// The user.
+    #[sqlx(flatten)]
+    pub user: User,
+    /// The latest success of any of its connections.
+    pub last_synced_at: Option<DateTime<Utc>>,
+    /// The provider of that success.
+    pub last_synced_provider: Option<String>,
+    /// Whether it has an active connection.
+    pub has_active_connection: bool,
+}
+
+/// One page of users.
+#[derive(Clone, Debug)]
+pub struct UserPage {
+    /// The rows.
+    pub rows: Vec<UserRow>,
+    /// Rows in all.
+    pub total: i64,
+}
+
+impl Db {
+    /// Makes a user. An external id that exists already gives back the user who has it, unchanged.
+    ///
+    /// # Errors
+    /// [`super::Error::Duplicate`] for an e-mail that is taken.
+    pub async fn insert_user(&self, new: NewUser, now: DateTime<Utc>) -> Result<User> {
+        let id = UserId::new();
+        let sql = "insert into users (id, external_user_id, first_name, last_name, email, created_at)
+            values ($1, $2, $3, $4, $5, $6)
+            on conflict (external_user_id) where external_user_id is not null do update
+            set external_user_id = excluded.external_user_id
+            returning id, external_user_id, first_name, last_name, email, time_zone, created_at";
+        accept!(self, c => Ok(sqlx::query_as(sql)
+            .bind(id)
+            .bind(new.external_user_id)
+            .bind(new.first_name)
+            .bind(new.last_name)
+            .bind(new.email)
+            .bind(now)
+            .fetch_one(&mut *c)
+            .await?))
+    }
+
+    /// A user by id.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn find_user(&self, id: UserId) -> Result<Option<User>> {
+        let sql = "select id, external_user_id, first_name, last_name, email, time_zone, created_at
+            from users where id = $1";
+        Ok(read!(self, p => sqlx::query_as(sql).bind(id).fetch_optional(p).await?))
+    }
+
+    /// A user by the id of the caller's system.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn find_user_by_external_id(&self, external: &str) -> Result<Option<User>> {
+        let sql = "select id, external_user_id, first_name, last_name, email, time_zone, created_at
+            from users where external_user_id = $1";
+        Ok(read!(self, p => sqlx::query_as(sql).bind(external).fetch_optional(p).await?))
+    }
+
+    /// Changes the fields that are given.
+    ///
+    /// # Errors
+    /// [`super::Error::Duplicate`] for an e-mail that is taken.
+    pub async fn update_user(&self, id: UserId, change: NewUser) -> Result<Option<User>> {
+        let sql = "update users set
+                external_user_id = coalesce($2, external_user_id),
+                first_name = coalesce($3, first_name),
+                last_name = coalesce($4, last_name),
+                email = coalesce($5, email)
+            where id = $1
+            returning id, external_user_id, first_name, last_name, email, time_zone, created_at";
+        accept!(self, c => Ok(sqlx::query_as(sql)
+            .bind(id)
+            .bind(change.external_user_id)
+            .bind(change.first_name)
+            .bind(change.last_name)
+            .bind(change.email)
+            .fetch_optional(&mut *c)
+            .await?))
+    }
+
+    /// Erases a user with everything under it. Work in flight finds its connection gone and writes nothing.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn delete_user(&self, id: UserId) -> Result<Option<User>> {
+        let found = self.find_user(id).await?;
+        if found.is_none() {
+            return Ok(None);
+        }
+        transaction!(self, t => {
+            // Records and chunks name the data source and the connection: the connection's cascade goes first, so that
+            // the sources' cascade finds nothing left to do.
+            sqlx::query("delete from connections where user_id = $1").bind(id).execute(&mut *t).await?;
+            sqlx::query("delete from users where id = $1").bind(id).execute(&mut *t).await?;
+            sqlx::query("delete from accounts where not exists
+                    (select 1 from connections c where c.account_id = accounts.id)")
+                .execute(&mut *t).await?;
+        });
+        Ok(found)
+    }
+
+    /// A page of users.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn list_users(&self, filter: &UserFilter) -> Result<UserPage> {
+        macro_rules! conditions {
+            ($query:expr) => {{
+                $query.push(" where true");
+                if let Some(search) = &filter.search {
+                    // `%` and `_` of the caller are letters, not wildcards.
+                    let escaped = search.to_lowercase().replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");
+                    let pattern = format!("%{escaped}%");
+                    for (n, column) in ["email", "first_name", "last_name"].into_iter().enumerate() {
+                        $query.push(if n == 0 { " and (" } else { " or " });
+                        $query.push(format!("lower(coalesce({column}, '')) like "));
+                        $query.push_bind(pattern.clone()).push(" escape '\\'");
+                    }
+                    $query.push(")");
+                }
+                if let Some(email) = &filter.email {
+                    $query.push(" and email = ").push_bind(email.clone());
+                }
+                if let Some(external) = &filter.external_user_id {
+                    $query.push(" and external_user_id = ").push_bind(external.clone());
+                }
+            }};
+        }
+        let direction = if filter.descending { "desc nulls last" } else { "asc nulls first" };
+        let select = format!(
+            "select {COLUMNS},
+                (select max(c.last_success_at) from connections c where c.user_id = users.id) as last_synced_at,
+                (select c.provider from connections c where c.user_id = users.id and c.last_success_at is not null
+                    order by c.last_success_at desc limit 1) as last_synced_provider,
+                exists (select 1 from connections c join accounts a on a.id = c.account_id
+                    where c.user_id = users.id and c.status = 'active' and a.status = 'active') as has_active_connection
+            from users"
+        );
+        let order = format!(" order by {} {direction}, id limit ", filter.sort_by);
+        let rows = read!(self, p => {
+            let mut query = QueryBuilder::new(select.as_str());
+            conditions!(query);
+            query.push(order.as_str()).push_bind(filter.limit).push(" offset ").push_bind(filter.offset);
+            query.build_query_as::<UserRow>().fetch_all(p).await?
+        });
+        let (total,): (i64,) = read!(self, p => {
+            let mut query = QueryBuilder::new("select count(*) from users");
+            conditions!(query);
+            query.build_query_as().fetch_one(p).await?
+        });
+        Ok(UserPage { rows, total })
+    }
+
+    /// How many users there are; entity files leave out the user level while there is one.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn count_users(&self) -> Result<i64> {
+        let (count,): (i64,) = read!(self, p => sqlx::query_as("select count(*) from users").fetch_one(p).await?);
+        Ok(count)
+    }
+}
