@@ -5,5 +5,6 @@
 #![forbid(unsafe_code)]
 
 pub mod clock;
+pub mod export;
 pub mod model;
 pub mod providers;
