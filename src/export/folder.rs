@@ -7,6 +7,7 @@ use super::paths::RelPath;
 
 /// Up to this many files or folders are synced one by one; above, the whole file system at once: 30 000 files a second
 /// instead of 134. Not always at once, because that also waits for what other programs have just written.
+#[cfg(any(target_os = "linux", test))]
 const FEW: usize = 8;
 
 /// Our temporary files: `.wearsync-<16 hex>-<n>.tmp`, in the folder of the file they become.
@@ -90,10 +91,11 @@ impl Folder {
             Err(TryLockError::WouldBlock) => return Err(FolderError::InUse(lock_path.to_path_buf())),
             Err(TryLockError::Error(source)) => return Err(io_error("lock", lock_path)(source)),
         }
+        let missing: Vec<_> = root.ancestors().take_while(|up| !up.as_os_str().is_empty() && !up.exists()).collect();
         fs::create_dir_all(&root).map_err(io_error("create folder", &root))?;
-        if let Some(parent) = root.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            settle(&BTreeSet::from([parent.to_path_buf()]))?;
-        }
+        settle(
+            &missing.iter().filter_map(|made| made.parent()).filter(|up| up.is_dir()).map(Path::to_path_buf).collect(),
+        )?;
         remove_leftovers(&root)?;
         Ok(Self { root, _lock: lock })
     }
@@ -226,7 +228,11 @@ fn settle(paths: &BTreeSet<PathBuf>) -> Result<(), FolderError> {
         // Elsewhere folders cannot be opened as files, and files only be synced when opened for writing.
         if cfg!(unix) || path.is_file() {
             let file = OpenOptions::new().read(true).write(!cfg!(unix)).open(path).map_err(io_error("open", path))?;
-            file.sync_all().map_err(io_error("sync", path))?;
+            match file.sync_all() {
+                // Some network file systems cannot sync folders; they have no other way either.
+                Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => {}
+                result => result.map_err(io_error("sync", path))?,
+            }
         }
     }
     Ok(())

@@ -15,7 +15,7 @@ pub use entity::{DeletedFile, EntityFile, FORMAT, RenderError, fields, render, r
 pub use folder::{Folder, FolderError, Written};
 pub use paths::{BadPath, Layout, RelPath};
 pub use stem::{MAX_STEM, deleted_file, file, part_stem, reference_file, stem, user_folder};
-pub use summary::{LastSync, Summary, complete_until, render_last_sync, render_summary};
+pub use summary::{CoverWindow, LastSync, Summary, complete_until, render_last_sync, render_summary};
 
 #[cfg(test)]
 mod tests;

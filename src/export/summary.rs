@@ -20,14 +20,17 @@ pub struct Summary<'a> {
     pub last_sync: DateTime<Utc>,
 }
 
+/// A `cover` window of a stream: lower bound (inside) and upper bound (outside) in milliseconds, and where it stands.
+pub type CoverWindow = (i64, i64, WindowState);
+
 /// What `last_sync.json` says.
 #[derive(Clone, Debug)]
 pub struct LastSync<'a> {
     /// When the sync stored its last page.
     pub synced_at: DateTime<Utc>,
-    /// Every stream that has an axis, with its `cover` windows `(lo, hi, state)` in milliseconds. A stream without
-    /// windows counts as not begun; streams that are read whole every time are left out.
-    pub streams: &'a [(&'a str, &'a [(i64, i64, WindowState)])],
+    /// Every stream that has an axis, with its windows. A stream without windows counts as not begun; streams that are
+    /// read whole every time are left out.
+    pub streams: &'a [(&'a str, &'a [CoverWindow])],
 }
 
 /// The bytes of `summary.json`.
@@ -49,7 +52,7 @@ pub fn render_last_sync(last: &LastSync<'_>) -> Result<Vec<u8>, serde_json::Erro
 
 /// The point (milliseconds) up to which done windows cover a stream from its beginning without a gap.
 #[must_use]
-pub fn complete_until(windows: &[(i64, i64, WindowState)]) -> Option<i64> {
+pub fn complete_until(windows: &[CoverWindow]) -> Option<i64> {
     let mut done: Vec<_> = windows.iter().filter(|(_, _, state)| *state == WindowState::Done).collect();
     done.sort_unstable_by_key(|(lo, _, _)| *lo);
     let reached = done
@@ -110,7 +113,7 @@ impl<K: Serialize, V: Serialize> Serialize for Ordered<K, V> {
     }
 }
 
-struct Coverage<'a>(&'a [(i64, i64, WindowState)]);
+struct Coverage<'a>(&'a [CoverWindow]);
 
 impl Serialize for Coverage<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -243,7 +243,7 @@ fn last_sync_tells_how_far_every_stream_is() {
     let head = at("2026-02-06T14:22:15Z").timestamp_millis();
     let middle = at("2026-01-01T00:00:00Z").timestamp_millis();
     let synced_at = at("2026-02-06T14:22:15Z");
-    let render = |streams: &[(&str, &[(i64, i64, WindowState)])]| {
+    let render = |streams: &[(&str, &[CoverWindow])]| {
         let file = render_last_sync(&LastSync { synced_at, streams }).unwrap();
         assert_valid("last_sync", &file);
         text(file)
@@ -273,7 +273,7 @@ fn last_sync_tells_how_far_every_stream_is() {
 }
 "#
     );
-    let timestamp = |streams: &[(&str, &[(i64, i64, WindowState)])]| {
+    let timestamp = |streams: &[(&str, &[CoverWindow])]| {
         serde_json::from_str::<Value>(&render(streams)).unwrap()["timestamp"].clone()
     };
     assert_eq!(timestamp(&[("a", done), ("b", &[(BEGINNING_MS, middle, Done)])]), middle / 1000);
@@ -319,5 +319,16 @@ proptest! {
                  \"synced_at\": \"2026-02-05T14:22:15Z\",\n  \"revision\": 1,\n  \"format\": 1\n}}\n"
             )
         );
+    }
+}
+
+/// The examples of the documentation are what we write.
+#[test]
+fn examples_in_the_documentation_are_valid() {
+    let page = include_str!("../../docs/files.md");
+    let examples: Vec<&str> = page.split("```json\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert_eq!(examples.len(), 4);
+    for (example, schema) in examples.into_iter().zip(["activity", "deleted", "summary", "last_sync"]) {
+        assert_valid(schema, example.as_bytes());
     }
 }
