@@ -28,7 +28,7 @@ bench *ARGS:
 
 # the crash tests with 1 000 kills per back end instead of 60
 crash:
-    WEARSYNC_CRASH_KILLS=1000 scripts/test --test crash -- --nocapture
+    CRASH_KILLS=1000 scripts/test --test crash -- --nocapture
 
 # write the API document again
 openapi:
