@@ -112,6 +112,7 @@ pub enum Deletes {
 }
 
 /// One kind of data that can be listed.
+#[derive(Debug)]
 pub struct StreamSpec {
     /// Its name.
     pub name: StreamName,
