@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod calculated;
 pub mod clock;
 pub mod export;
 pub mod model;
