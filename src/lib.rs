@@ -9,3 +9,4 @@ pub mod clock;
 pub mod export;
 pub mod model;
 pub mod providers;
+pub mod storage;
