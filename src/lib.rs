@@ -6,6 +6,7 @@
 
 pub mod calculated;
 pub mod clock;
+pub mod config;
 pub mod export;
 pub mod model;
 pub mod providers;
