@@ -11,3 +11,4 @@ pub mod export;
 pub mod model;
 pub mod providers;
 pub mod storage;
+pub mod vault;
