@@ -7,6 +7,7 @@
 pub mod calculated;
 pub mod clock;
 pub mod config;
+pub mod coordination;
 pub mod export;
 pub mod model;
 pub mod providers;
