@@ -40,12 +40,14 @@ pub fn workout(workout: &Workout) -> Map<String, Value> {
     let speed = speed_m_per_s(metres, seconds);
     put("speed_m_per_s", speed);
     put("speed_km_per_h", speed.map(|speed| speed * 3.6));
-    let paces = [("km", METRES_PER_KM), ("mile", METRES_PER_MILE)];
+    let swims = workout.workout_type.ends_with("swimming");
+    let paces = [("km", METRES_PER_KM), ("mile", METRES_PER_MILE), ("100m", 100.0)];
+    let paces = &paces[..if swims { 3 } else { 2 }];
     for (unit, length) in paces {
-        put(&format!("pace_s_per_{unit}"), pace_s(metres, seconds, length));
+        put(&format!("pace_s_per_{unit}"), pace_s(metres, seconds, *length));
     }
     for (unit, length) in paces {
-        if let Some(pace) = pace_s(metres, seconds, length) {
+        if let Some(pace) = pace_s(metres, seconds, *length) {
             values.insert(format!("pace_per_{unit}"), minutes_text(pace).into());
         }
     }
@@ -105,8 +107,9 @@ mod tests {
             assert_eq!(values["pace_per_mile"], mile_text, "{metres}");
             assert_eq!(values["speed_m_per_s"], speed, "{metres}");
         }
-        assert_eq!(pace_s(1500.0, 1620.0, 100.0), Some(108.0));
-        assert_eq!(minutes_text(108.0), "1:48");
+        let swim = Workout { workout_type: "pool_swimming", ..of(Some(1500.0), Some(1620.0), None) };
+        let values = workout(&swim);
+        assert_eq!((&values["pace_s_per_100m"], &values["pace_per_100m"]), (&108.0.into(), &"1:48".into()));
         assert_eq!((pace_s(0.0, 600.0, METRES_PER_KM), speed_m_per_s(0.0, 600.0)), (None, Some(0.0)));
     }
 
