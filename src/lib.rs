@@ -12,4 +12,5 @@ pub mod export;
 pub mod model;
 pub mod providers;
 pub mod storage;
+pub mod sync;
 pub mod vault;

@@ -216,4 +216,16 @@ impl Db {
         accept!(self, c => Ok(sqlx::query(sql).bind(id).bind(provider_user_id).bind(now)
             .execute(&mut *c).await?.rows_affected() > 0))
     }
+
+    /// Digest of the token that was last pasted for a user's connection to a provider.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn find_imported(&self, user: crate::model::UserId, provider: &str) -> Result<Option<Vec<u8>>> {
+        let sql = "select a.imported_hash from connections c join accounts a on a.id = c.account_id
+            where c.user_id = $1 and c.provider = $2 and c.status <> 'replaced'";
+        let row: Option<(Option<Vec<u8>>,)> =
+            read!(self, p => sqlx::query_as(sql).bind(user).bind(provider).fetch_optional(p).await?);
+        Ok(row.and_then(|(hash,)| hash))
+    }
 }

@@ -1,0 +1,170 @@
+//! Accepting work: a request becomes a run row, and the ready list hears of it.
+
+use chrono::{DateTime, Utc};
+use sha2::{Digest, Sha256};
+
+use super::{Engine, Error, ProviderSetup, token_aad};
+use crate::model::{AccountId, BEGINNING_MS, Class, ConnectionId, DataType, RunSource, SyncRequest, UserId};
+use crate::providers::{DataPart, ProviderSpec, oauth};
+use crate::storage::{Accepted, NewAccount, NewRun};
+use crate::telemetry;
+
+/// Why a request is refused before anything is written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The provider has none of what was asked for.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A bound makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// The connection is not active (any more).
+    #[error("No active connection found for provider")]
+    NoConnection,
+}
+
+/// Whether a provider has what is asked for; the mirrored API's texts.
+///
+/// # Errors
+/// [`Refused::Unsupported`].
+pub fn check_support(spec: &ProviderSpec, data_type: DataType) -> Result<(), Refused> {
+    let (workouts, daily) = (spec.supports(DataPart::Workouts), spec.supports(DataPart::Daily));
+    let name = spec.name;
+    let text = match data_type {
+        DataType::Workouts if !workouts => format!("Provider '{name}' does not support workouts"),
+        DataType::Daily if !daily => {
+            format!("Provider '{name}' does not support 247 data (sleep/recovery/activity)")
+        }
+        DataType::All if !workouts && !daily => format!("Provider '{name}' does not support any requested data types"),
+        _ => return Ok(()),
+    };
+    Err(Refused::Unsupported(text))
+}
+
+/// A Unix time as people write it: below 10^11 seconds, else milliseconds. 0 is the beginning.
+///
+/// # Errors
+/// [`Refused::Invalid`] for negative times and for those beyond the year 2200.
+pub fn since_ms(value: i64) -> Result<i64, Refused> {
+    if value < 0 {
+        return Err(Refused::Invalid("Input should be greater than or equal to 0".to_owned()));
+    }
+    if value == 0 {
+        return Ok(BEGINNING_MS);
+    }
+    let ms = if value < 100_000_000_000 { value.saturating_mul(1000) } else { value };
+    // The first instant of the year 2200.
+    if ms >= 7_258_118_400_000 {
+        return Err(Refused::Invalid("since lies beyond the year 2200; write Unix seconds or milliseconds".to_owned()));
+    }
+    Ok(ms)
+}
+
+/// Checks the bounds of a request against each other and the clock, and what the provider has.
+///
+/// # Errors
+/// [`Refused`].
+pub fn parse_request(spec: &ProviderSpec, request: &SyncRequest, now: DateTime<Utc>) -> Result<(), Refused> {
+    check_support(spec, request.data_type)?;
+    if let (Some(since), Some(until)) = (request.since_ms, request.until_ms)
+        && until <= since
+    {
+        return Err(Refused::Invalid("the end of the range lies before its start".to_owned()));
+    }
+    if request.since_ms.is_some_and(|since| since > now.timestamp_millis()) {
+        return Err(Refused::Invalid("the start of the range lies in the future".to_owned()));
+    }
+    Ok(())
+}
+
+/// Equal work has an equal key: connection, data, bounds and flags.
+#[must_use]
+pub fn request_key(connection: ConnectionId, request: &SyncRequest) -> String {
+    let text = serde_json::to_string(request).unwrap_or_default();
+    let digest = Sha256::new().chain_update(connection.0.as_bytes()).chain_update(text).finalize();
+    digest[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Accepts a run: on disk when this answers. `once`: API key, idempotency key and digest of the HTTP request.
+///
+/// # Errors
+/// [`Error`]; `Ok(None)`: the connection is not active.
+pub async fn submit(
+    engine: &Engine,
+    setup: &ProviderSetup,
+    connection: ConnectionId,
+    request: &SyncRequest,
+    class: Class,
+    source: RunSource,
+    once: Option<(uuid::Uuid, &str, &[u8])>,
+) -> Result<Option<Accepted>, Error> {
+    let now = engine.now();
+    let new = NewRun {
+        connection,
+        class,
+        source,
+        request: serde_json::to_string(request).map_err(|error| Error::Corrupt(error.to_string()))?,
+        request_key: request_key(connection, request),
+    };
+    let accepted = match once {
+        None => engine.db.insert_run(new, now).await?,
+        Some((key_id, key, hash)) => engine.db.insert_run_once(new, key_id, key, hash, now).await?,
+    };
+    let Some(accepted) = accepted else { return Ok(None) };
+    if accepted.is_new {
+        telemetry::run_accepted(accepted.id, setup.spec().name, class, source);
+    }
+    // The row is the truth; a lost push costs one sweep.
+    if let Err(error) = engine.shared.push(accepted.id, accepted.class, now.timestamp_millis()).await {
+        telemetry::redis_down(&error);
+    }
+    Ok(Some(accepted))
+}
+
+/// Makes a user's connection from a grant that a person brought: a refresh token, or the answer to a code exchange.
+///
+/// # Errors
+/// When the provider is not set up here, or the database fails.
+pub async fn connect_with_grant(
+    engine: &Engine,
+    setup: &ProviderSetup,
+    user: UserId,
+    refresh_token: &secrecy::SecretString,
+    provider_user_id: Option<&str>,
+    imported_hash: Option<Vec<u8>>,
+) -> Result<ConnectionId, Error> {
+    let spec = setup.spec();
+    let app = app(setup)?;
+    let now = engine.now();
+    let id = AccountId::new();
+    let account = engine
+        .db
+        .upsert_account(
+            NewAccount {
+                id,
+                provider: spec.name.0.to_owned(),
+                client_id: app.client_id.clone(),
+                provider_user_id: provider_user_id.map_or_else(|| format!("pending:{id}"), str::to_owned),
+                imported_hash,
+            },
+            now,
+        )
+        .await?;
+    let sealed = engine.vault.seal(&token_aad("refresh", account.id), refresh_token);
+    engine.db.store_grant(account.id, sealed, now).await?;
+    Ok(engine.db.connect(user, account.id, spec.name.0, now).await?)
+}
+
+/// Our application at a provider.
+///
+/// # Errors
+/// When it is not set up, in words that say what to set.
+pub fn app(setup: &ProviderSetup) -> Result<&oauth::App, Error> {
+    setup.app.as_ref().ok_or_else(|| {
+        let upper = setup.spec().name.0.to_uppercase();
+        Error::Settings(format!(
+            "{} is not set up: set WEARSYNC_PROVIDERS__{upper}__CLIENT_ID and WEARSYNC_PROVIDERS__{upper}__CLIENT_SECRET",
+            setup.spec().title
+        ))
+    })
+}

@@ -1,0 +1,95 @@
+//! The plain settings of people's scripts (`STRAVA_REFRESH_TOKEN`, …) become a user and a connection.
+
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
+
+use super::accept::{app, connect_with_grant};
+use super::{Engine, Error, ProviderSetup};
+use crate::model::{ConnectionId, UserId};
+use crate::providers::oauth;
+use crate::storage::{NewUser, UserFilter};
+
+/// The user that is made when there is none.
+const ONLY_USER: &str = "me";
+
+/// What a person brings.
+#[derive(Clone, Debug)]
+pub enum NewGrant {
+    /// A refresh token.
+    RefreshToken(SecretString),
+    /// An authorization code, good once.
+    AuthorizationCode(SecretString),
+}
+
+/// Connects a user with what a person brought.
+///
+/// # Errors
+/// In plain words: the provider refused the code, or is not set up.
+pub async fn connect(
+    engine: &Engine,
+    setup: &ProviderSetup,
+    user: UserId,
+    grant: &NewGrant,
+    imported_hash: Option<Vec<u8>>,
+) -> Result<ConnectionId, Error> {
+    match grant {
+        NewGrant::RefreshToken(token) => connect_with_grant(engine, setup, user, token, None, imported_hash).await,
+        NewGrant::AuthorizationCode(code) => {
+            let spec = setup.spec();
+            let answer = oauth::exchange(&engine.http, &spec.oauth, app(setup)?, code, engine.now())
+                .await
+                .map_err(|error| Error::Settings(format!("{} did not take the code: {error}", spec.title)))?;
+            let Some(token) = &answer.refresh_token else {
+                return Err(Error::Settings(format!("{} gave no refresh token for this code", spec.title)));
+            };
+            connect_with_grant(engine, setup, user, token, answer.provider_user_id.as_deref(), imported_hash).await
+        }
+    }
+}
+
+/// Takes in what the plain settings hold, once per pasted secret: the stored, rotated token is the newer one from then
+/// on. Without any user it makes `me`; with several users it asks for `connections add` instead.
+///
+/// # Errors
+/// When the database fails, or a provider refuses what was pasted.
+pub async fn import_plain_settings(engine: &Engine) -> Result<Vec<String>, Error> {
+    let mut told = Vec::new();
+    for setup in engine.providers.values() {
+        let grant = match (&setup.config.refresh_token, &setup.config.authorization_code) {
+            (Some(token), _) => NewGrant::RefreshToken(token.clone()),
+            (None, Some(code)) => NewGrant::AuthorizationCode(code.clone()),
+            (None, None) => continue,
+        };
+        let pasted = match &grant {
+            NewGrant::RefreshToken(secret) | NewGrant::AuthorizationCode(secret) => secret,
+        };
+        let hash = Sha256::digest(pasted.expose_secret().as_bytes()).to_vec();
+        let name = setup.spec().name.0;
+        let users = engine
+            .db
+            .list_users(&UserFilter { sort_by: "created_at", limit: 2, ..UserFilter::default() })
+            .await?;
+        let user = match users.rows.as_slice() {
+            [] => {
+                let new = NewUser { external_user_id: Some(ONLY_USER.to_owned()), ..NewUser::default() };
+                let user = engine.db.insert_user(new, engine.now()).await?;
+                told.push(format!("made user `{ONLY_USER}` ({})", user.id));
+                user
+            }
+            [only] => only.user.clone(),
+            _ => {
+                told.push(format!(
+                    "a token for {name} is set, but there are several users: use `wearsync connections add --user …`"
+                ));
+                continue;
+            }
+        };
+        let known = engine.db.find_imported(user.id, name).await?;
+        if known.as_deref() == Some(hash.as_slice()) {
+            continue;
+        }
+        connect(engine, setup, user.id, &grant, Some(hash)).await?;
+        told.push(format!("connected {name} with the token from the settings"));
+    }
+    Ok(told)
+}

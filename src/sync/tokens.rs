@@ -1,0 +1,256 @@
+//! Access tokens: reused while they live, refreshed by one process at a time, never stored in the database.
+//!
+//! The order is what keeps a grant alive: the lease is a committed row before the refresh token is spent (so a dead
+//! database is noticed first), and the answer is committed before it is used.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use chrono::Utc;
+use secrecy::ExposeSecret;
+use serde::{Deserialize, Serialize};
+
+use super::{Engine, Error, ProviderSetup, failpoint, secret, token_aad};
+use crate::model::AccountId;
+use crate::providers::oauth::{self, Refusal, TokenError};
+use crate::providers::{AccessToken, Dead};
+use crate::storage::Account;
+use crate::telemetry;
+
+/// A token that ends sooner than this is not worth starting a call with.
+const SPARE_SECONDS: i64 = 30;
+/// How often a process looks whether the one that refreshes is done.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Access tokens in memory.
+#[derive(Debug, Default)]
+pub struct TokenStore(Mutex<HashMap<AccountId, AccessToken>>);
+
+/// Why there is no access token.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenFailure {
+    /// The person has to connect again.
+    #[error("the account has to be connected again: {0}")]
+    Reauthorize(String),
+    /// Our application's credentials are wrong, or it is switched off; says nothing about the grant.
+    #[error("{0}")]
+    Application(String),
+    /// Worth trying again.
+    #[error("{0}")]
+    Transient(String),
+    /// Ours.
+    #[error(transparent)]
+    Internal(#[from] Error),
+}
+
+impl From<crate::storage::Error> for TokenFailure {
+    fn from(error: crate::storage::Error) -> Self {
+        Self::Internal(error.into())
+    }
+}
+
+/// An access token as it waits in the shared cache, sealed.
+#[derive(Serialize, Deserialize)]
+struct Shared {
+    token: String,
+    expires_ms: i64,
+}
+
+impl TokenStore {
+    fn get(&self, account: AccountId) -> Option<AccessToken> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&account).cloned()
+    }
+
+    fn put(&self, account: AccountId, token: AccessToken) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(account, token);
+    }
+
+    fn forget(&self, account: AccountId, version: i64) {
+        let mut tokens = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if tokens.get(&account).is_some_and(|token| token.version <= version) {
+            tokens.remove(&account);
+        }
+    }
+}
+
+impl Engine {
+    /// An access token of this account, of a version above `refused` (a version that the provider answered 401 to).
+    ///
+    /// # Errors
+    /// [`TokenFailure`].
+    pub async fn access_token(
+        &self,
+        setup: &ProviderSetup,
+        id: AccountId,
+        refused: i64,
+    ) -> Result<AccessToken, TokenFailure> {
+        let deadline = self.after(self.config.lease * 3);
+        loop {
+            if let Some(token) = self.cached(id).await.filter(|token| token.version > refused) {
+                return Ok(token);
+            }
+            let account = self
+                .db
+                .find_account(id)
+                .await?
+                .ok_or_else(|| TokenFailure::Reauthorize("it was removed".to_owned()))?;
+            if account.status != "active" {
+                let why = account.reason.unwrap_or_else(|| "the grant is no longer good".to_owned());
+                return Err(TokenFailure::Reauthorize(why));
+            }
+            if let Some(token) = self.refresh(setup, &account).await? {
+                return Ok(token);
+            }
+            // Another process refreshes: its answer comes through the cache, or its lease runs out.
+            if self.now() > deadline {
+                return Err(TokenFailure::Transient("another process refreshes the token and does not end".to_owned()));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// The provider answered 401 to a token of this version: nobody is to use it again.
+    pub(crate) async fn forget_token(&self, account: AccountId, version: i64) {
+        self.tokens.forget(account, version);
+        if let Err(error) = self.shared.forget_token(account, version).await {
+            telemetry::redis_down(&error.to_string());
+        }
+    }
+
+    async fn cached(&self, account: AccountId) -> Option<AccessToken> {
+        let now = self.now();
+        let lives = |token: &AccessToken| token.expires_at > now + chrono::Duration::seconds(SPARE_SECONDS);
+        if let Some(token) = self.tokens.get(account).filter(|token| lives(token)) {
+            // A version that another process has replaced since is still good: the old access token lives until it ends.
+            return Some(token);
+        }
+        if !self.config.share_access_tokens {
+            return None;
+        }
+        let (version, sealed) = self.shared.cached_token(account, now.timestamp_millis()).await.ok().flatten()?;
+        let plain = self.vault.open(&token_aad("access", account), &sealed).ok()?;
+        let shared: Shared = serde_json::from_str(plain.expose_secret()).ok()?;
+        let token = AccessToken {
+            secret: secret(&shared.token),
+            version,
+            expires_at: chrono::DateTime::<Utc>::from_timestamp_millis(shared.expires_ms)?,
+        };
+        self.tokens.put(account, token.clone());
+        Some(token).filter(|token| lives(token))
+    }
+
+    /// Refreshes, if this process may: `None` while another one does.
+    async fn refresh(&self, setup: &ProviderSetup, account: &Account) -> Result<Option<AccessToken>, TokenFailure> {
+        let spec = setup.spec();
+        let app = setup.app.as_ref().ok_or_else(|| {
+            let name = spec.name.0.to_uppercase();
+            TokenFailure::Application(format!(
+                "{} is not set up: set WEARSYNC_PROVIDERS__{name}__CLIENT_ID and …__CLIENT_SECRET",
+                spec.title
+            ))
+        })?;
+        if app.client_id != account.client_id {
+            return Err(TokenFailure::Application(format!(
+                "the account was connected through application {}, but {} is set: connect it again or set the old one",
+                account.client_id, app.client_id
+            )));
+        }
+        let now = self.now();
+        let until = self.after(self.config.lease);
+        let version = account.token_version;
+        let lease = self.db.take_refresh_lease(account.id, version, &self.owner, now, until).await?;
+        let Some(lease) = lease else { return Ok(None) };
+        failpoint::hit("refresh-leased");
+        let Some(sealed) = &lease.account.refresh_token else {
+            let why = "it has no refresh token";
+            self.db.fail_refresh(account.id, version, &self.owner, false, Some(why), now).await?;
+            return Err(TokenFailure::Reauthorize(why.to_owned()));
+        };
+        let refresh_token = match self.vault.open(&token_aad("refresh", account.id), sealed) {
+            Ok(token) => token,
+            Err(error) => {
+                self.db.fail_refresh(account.id, version, &self.owner, false, None, now).await?;
+                return Err(TokenFailure::Application(format!("the stored token cannot be opened: {error}")));
+            }
+        };
+        // The call ends before the lease does: two holders at once would spend one token twice.
+        let call = oauth::refresh(&self.http, &spec.oauth, app, &refresh_token, now);
+        let answer = tokio::time::timeout(self.config.lease.mul_f64(0.75), call).await;
+        let answer = answer.unwrap_or_else(|_| {
+            Err(TokenError::Transient { detail: "the token endpoint did not answer in time".to_owned() })
+        });
+        failpoint::hit("refresh-answered");
+        match answer {
+            Ok(grant) => {
+                let sealed =
+                    grant.refresh_token.as_ref().map(|token| self.vault.seal(&token_aad("refresh", account.id), token));
+                if !self.db.store_refresh(account.id, version, &self.owner, sealed, self.now()).await? {
+                    return Ok(None);
+                }
+                failpoint::hit("refresh-stored");
+                telemetry::token_refreshed(spec.name, "ok");
+                let token =
+                    AccessToken { secret: grant.access_token, version: version + 1, expires_at: grant.expires_at };
+                self.share(account.id, &token).await;
+                self.tokens.put(account.id, token.clone());
+                Ok(Some(token))
+            }
+            Err(TokenError::Refused { refusal: Refusal::Grant, .. }) => {
+                let lost = lease.interrupted;
+                let dead = lost
+                    || match spec.oauth.dead {
+                        Dead::Once => true,
+                        Dead::Repeated(times, seconds) => {
+                            let since = lease.account.refused_since.unwrap_or(now);
+                            lease.account.refusals + 1 >= i64::from(times)
+                                && now - since >= chrono::Duration::seconds(i64::from(seconds))
+                        }
+                    };
+                let why = if lost {
+                    "rotation_lost: a process ended between the provider's answer and our commit, and the provider no \
+                     longer takes the token before it"
+                } else {
+                    "the provider refused the refresh token: access was taken back, or the token was used elsewhere"
+                };
+                telemetry::token_refreshed(spec.name, if lost { "rotation_lost" } else { "refused" });
+                self.db.fail_refresh(account.id, version, &self.owner, true, dead.then_some(why), self.now()).await?;
+                if dead {
+                    Err(TokenFailure::Reauthorize(why.to_owned()))
+                } else {
+                    Err(TokenFailure::Transient("the provider refused the refresh token; it errs at times".to_owned()))
+                }
+            }
+            Err(TokenError::Refused { detail, .. }) => {
+                telemetry::token_refreshed(spec.name, "application");
+                self.db.fail_refresh(account.id, version, &self.owner, false, None, self.now()).await?;
+                Err(TokenFailure::Application(format!(
+                    "{} refused our application (client id, secret, or its state): {detail}",
+                    spec.title
+                )))
+            }
+            Err(TokenError::Transient { detail }) => {
+                telemetry::token_refreshed(spec.name, "transient");
+                self.db.fail_refresh(account.id, version, &self.owner, false, None, self.now()).await?;
+                Err(TokenFailure::Transient(detail))
+            }
+        }
+    }
+
+    async fn share(&self, account: AccountId, token: &AccessToken) {
+        if !self.config.share_access_tokens {
+            return;
+        }
+        let shared = Shared {
+            token: token.secret.expose_secret().to_owned(),
+            expires_ms: token.expires_at.timestamp_millis(),
+        };
+        let Ok(plain) = serde_json::to_string(&shared) else { return };
+        let sealed = self.vault.seal(&token_aad("access", account), &secret(&plain));
+        let now = self.now().timestamp_millis();
+        let shared = self.shared.cache_token(account, token.version, sealed, shared.expires_ms, now).await;
+        if let Err(error) = shared {
+            telemetry::redis_down(&error.to_string());
+        }
+    }
+}
