@@ -13,4 +13,5 @@ pub mod model;
 pub mod providers;
 pub mod storage;
 pub mod sync;
+pub mod telemetry;
 pub mod vault;

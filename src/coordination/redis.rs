@@ -28,6 +28,7 @@ use uuid::Uuid;
 use super::{Error, Fanout, Taken};
 use crate::model::quota::{Quota, Seen, Window};
 use crate::model::{AccountId, Class, RunId, UserId};
+use crate::telemetry;
 
 /// To connect, and for one answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -422,10 +423,11 @@ impl Shared {
                 answer => answer,
             }
         };
-        match timeout(WHOLE, tries).await {
-            Ok(answer) => Ok(answer?),
+        let answer = match timeout(WHOLE, tries).await {
+            Ok(answer) => answer.map_err(Error::from),
             Err(_) => Err(Error(format!("no answer in {} s", WHOLE.as_secs()))),
-        }
+        };
+        answer.inspect_err(|error| telemetry::redis_down(error))
     }
 }
 
