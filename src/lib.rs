@@ -11,6 +11,8 @@ pub mod coordination;
 pub mod export;
 pub mod model;
 pub mod providers;
+#[cfg(feature = "simulator")]
+pub mod simulator;
 pub mod storage;
 pub mod sync;
 pub mod telemetry;

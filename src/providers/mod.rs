@@ -6,6 +6,8 @@
 
 pub mod http;
 pub mod oauth;
+#[cfg(feature = "simulator")]
+pub mod simulation;
 mod spec;
 
 pub use http::{AccessToken, Answer, Api, FetchError, Gate, Http};
