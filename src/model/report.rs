@@ -34,6 +34,9 @@ pub struct StreamReport {
     pub updated: u64,
     /// Records found deleted.
     pub deleted: u64,
+    /// Everything asked of it was read.
+    #[serde(default)]
+    pub complete: bool,
     /// What went wrong, in plain words; absent when nothing did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,

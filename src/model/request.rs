@@ -59,6 +59,9 @@ pub struct SyncRequest {
     /// Choose the axis by creation instead of modification time, where a provider has both.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub by_creation_time: bool,
+    /// Read nothing: make records and samples anew from the stored answers.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rebuild: bool,
     /// Parameters of another provider that were sent along and ignored.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ignored: Vec<String>,

@@ -26,6 +26,10 @@ pub struct ExportPart {
     pub formula: i64,
     /// The record's stem.
     pub stem: String,
+    /// Whether a newer version took its place.
+    pub superseded: bool,
+    /// zstd of the record's primary answer as it was when this one was stored; `None` for a primary answer itself.
+    pub primary_body: Option<Vec<u8>>,
 }
 
 /// A record without its parts, for markers of deleted records.
@@ -103,7 +107,16 @@ impl Db {
     /// # Errors
     /// When the database fails.
     pub async fn list_unexported(&self, connection: ConnectionId, limit: i64) -> Result<Vec<ExportPart>> {
-        let sql = "select p.id, p.kind, p.external_id, p.part, p.version, p.body, p.stored_at, p.formula, r.stem
+        // A file is rendered from versions that never change, so that it comes back identical: hence the primary answer
+        // of that time, not of today.
+        let sql = "select p.id, p.kind, p.external_id, p.part, p.version, p.body, p.stored_at, p.formula, r.stem,
+                p.superseded_at is not null as superseded,
+                case when p.part <> 'summary' then (select q.body from parts q
+                    where q.connection_id = p.connection_id and q.kind = p.kind and q.external_id = p.external_id
+                        and q.part = 'summary' and q.body is not null
+                    order by case when q.stored_at <= p.stored_at then 0 else 1 end,
+                        case when q.stored_at <= p.stored_at then -q.version else q.version end limit 1)
+                end as primary_body
             from parts p join records r
                 on r.connection_id = p.connection_id and r.kind = p.kind and r.external_id = p.external_id
             where p.connection_id = $1 and p.export_due and p.body is not null and not r.provisional

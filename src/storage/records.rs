@@ -2,7 +2,7 @@ use chrono::{DateTime, Utc};
 
 use super::db::{read, write};
 use super::{Db, Result};
-use crate::model::{ConnectionId, Kind, PartId, UserId};
+use crate::model::{ConnectionId, Kind, PartId, RecordId, UserId};
 
 /// How much there is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, sqlx::FromRow, serde::Serialize)]
@@ -152,5 +152,14 @@ impl Db {
             .bind(runs_before).execute(p).await?.rows_affected());
         Ok(())
     }
-}
 
+    /// Digests of a record's stored chunks, by series, total and first instant.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn list_chunk_hashes(&self, record: RecordId) -> Result<Vec<(i64, bool, i64, Vec<u8>)>> {
+        let sql = "select series_type_id, total, first_at, hash from sample_chunks where record_id = $1
+            order by series_type_id, total, first_at";
+        Ok(read!(self, p => sqlx::query_as(sql).bind(record).fetch_all(p).await?))
+    }
+}

@@ -16,7 +16,7 @@ use crate::model::AccountId;
 use crate::providers::oauth::{self, Refusal, TokenError};
 use crate::providers::{AccessToken, Dead};
 use crate::storage::Account;
-use crate::telemetry;
+use crate::telemetry::{self, Refresh};
 
 /// A token that ends sooner than this is not worth starting a call with.
 const SPARE_SECONDS: i64 = 30;
@@ -114,7 +114,7 @@ impl Engine {
     pub(crate) async fn forget_token(&self, account: AccountId, version: i64) {
         self.tokens.forget(account, version);
         if let Err(error) = self.shared.forget_token(account, version).await {
-            telemetry::redis_down(&error.to_string());
+            telemetry::redis_down(&error);
         }
     }
 
@@ -189,7 +189,7 @@ impl Engine {
                     return Ok(None);
                 }
                 failpoint::hit("refresh-stored");
-                telemetry::token_refreshed(spec.name, "ok");
+                telemetry::token_refreshed(spec.name, account.id, Refresh::Ok);
                 let token =
                     AccessToken { secret: grant.access_token, version: version + 1, expires_at: grant.expires_at };
                 self.share(account.id, &token).await;
@@ -213,7 +213,7 @@ impl Engine {
                 } else {
                     "the provider refused the refresh token: access was taken back, or the token was used elsewhere"
                 };
-                telemetry::token_refreshed(spec.name, if lost { "rotation_lost" } else { "refused" });
+                telemetry::token_refreshed(spec.name, account.id, if lost { Refresh::RotationLost } else { Refresh::Refused });
                 self.db.fail_refresh(account.id, version, &self.owner, true, dead.then_some(why), self.now()).await?;
                 if dead {
                     Err(TokenFailure::Reauthorize(why.to_owned()))
@@ -222,7 +222,7 @@ impl Engine {
                 }
             }
             Err(TokenError::Refused { detail, .. }) => {
-                telemetry::token_refreshed(spec.name, "application");
+                telemetry::token_refreshed(spec.name, account.id, Refresh::Transient);
                 self.db.fail_refresh(account.id, version, &self.owner, false, None, self.now()).await?;
                 Err(TokenFailure::Application(format!(
                     "{} refused our application (client id, secret, or its state): {detail}",
@@ -230,7 +230,7 @@ impl Engine {
                 )))
             }
             Err(TokenError::Transient { detail }) => {
-                telemetry::token_refreshed(spec.name, "transient");
+                telemetry::token_refreshed(spec.name, account.id, Refresh::Transient);
                 self.db.fail_refresh(account.id, version, &self.owner, false, None, self.now()).await?;
                 Err(TokenFailure::Transient(detail))
             }
@@ -250,7 +250,7 @@ impl Engine {
         let now = self.now().timestamp_millis();
         let shared = self.shared.cache_token(account, token.version, sealed, shared.expires_ms, now).await;
         if let Err(error) = shared {
-            telemetry::redis_down(&error.to_string());
+            telemetry::redis_down(&error);
         }
     }
 }
