@@ -364,6 +364,8 @@ pub struct ListCall {
     pub per_page: u64,
     /// Rows answered.
     pub rows: usize,
+    /// Whether the answer left unharmed: a cut or broken one told the caller nothing.
+    pub whole: bool,
 }
 
 /// What happened to tokens.
@@ -381,6 +383,8 @@ pub struct TokenLedger {
     pub refresh_refused: u64,
     /// API calls with an expired, revoked or unknown token.
     pub dead_calls: u64,
+    /// Those of them whose whole grant had been revoked.
+    pub revoked_calls: u64,
     /// Grants that were revoked.
     pub revoked: u64,
 }
@@ -392,7 +396,7 @@ pub struct Ledger {
     pub calls: BTreeMap<&'static str, u64>,
     /// Answers by endpoint and status; a cut answer counts with the status it began with.
     pub answers: BTreeMap<&'static str, BTreeMap<u16, u64>>,
-    /// Good answers by endpoint and id.
+    /// Good answers by endpoint and id, broken and cut ones left out.
     pub by_id: BTreeMap<&'static str, BTreeMap<u64, u64>>,
     /// List calls that were answered, oldest first; the last 100 000.
     pub lists: Vec<ListCall>,
@@ -492,12 +496,13 @@ impl Shared {
     }
 
     /// Answers one call: counts it, lets faults happen around the provider's own answer, and dates it by the clock.
-    /// `refuse` gives the provider's own body for the faults that have one; a refused call does no work.
+    /// `refuse` gives the provider's own body for the faults that have one; a refused call does no work. `handle` is
+    /// told whether its answer will leave unharmed.
     pub async fn pass(
         &self,
         endpoint: &'static str,
         refuse: fn(Hit) -> Response,
-        handle: impl FnOnce() -> Response,
+        handle: impl FnOnce(bool) -> Response,
     ) -> Response {
         let hits = self.draw(endpoint);
         {
@@ -524,7 +529,10 @@ impl Shared {
                 }
                 response
             }
-            None => handle(),
+            None => {
+                use FaultKind::{BrokenJson, Cut, Huge};
+                handle(!hits.iter().any(|hit| matches!(hit.kind, Cut | BrokenJson | Huge)))
+            }
         };
         let mut skew = 0;
         for hit in &hits {

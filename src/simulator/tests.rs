@@ -5,6 +5,9 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::model::quota::Seen;
+use crate::model::{BEGINNING_MS, Kind};
+use crate::providers::{AccessToken, Api, FetchedPart, Gate, Http, Next, PageRequest, PartBody, Provider};
 
 /// A started simulator, a client of it and a valid token.
 struct World {
@@ -315,6 +318,8 @@ async fn tokens_live_rotate_and_die() {
     let token = fresh["access_token"].as_str().unwrap();
     assert_eq!(revoke.form(&[("token", token)]).send().await.unwrap().status(), 200);
     assert_eq!(world.refreshed(fresh["refresh_token"].as_str().unwrap()).await.status, 400);
+    assert_eq!(world.get("/athlete").await.status, 401);
+    assert_eq!(world.ledger().await["tokens"]["revoked_calls"], 1);
     let wrong = world.form("/oauth/token", &[("client_id", "90417"), ("client_secret", "x")]).await;
     assert_eq!(wrong.json()["errors"][0]["resource"], "Application");
 }
@@ -490,6 +495,11 @@ async fn faults_happen_as_asked() {
     let cut = world.http.get(&url).bearer_auth(&world.token).send().await.unwrap();
     assert_eq!(cut.status(), 200);
     assert!(cut.bytes().await.is_err());
+    let lists = world.ledger().await["lists"].clone();
+    assert_eq!(
+        (&lists[0]["whole"], &lists.as_array().unwrap().last().unwrap()["whole"]),
+        (&json!(true), &json!(false))
+    );
     arm(&["broken-json=1"]).await;
     assert!(serde_json::from_str::<Value>(&world.get("/athlete").await.text).is_err());
     arm(&["huge=1:3"]).await;
@@ -531,5 +541,59 @@ async fn a_large_world_is_made_quickly() {
     let world = World::start(Options { activities: 20_000, athletes: 1, ..options() }).await;
     assert_eq!(world.get("/athlete/activities?per_page=200&page=100").await.json().as_array().unwrap().len(), 200);
     assert!(since.elapsed().as_secs() < 5, "{:?}", since.elapsed());
+    let since = Instant::now();
     world.running.shutdown().await;
+    assert!(since.elapsed().as_millis() < 900, "an idle connection does not hold it up");
+}
+
+struct Open;
+
+#[async_trait::async_trait]
+impl Gate for Open {
+    async fn take(&self) -> Result<(), DateTime<Utc>> {
+        Ok(())
+    }
+    async fn observe(&self, _: &[Seen]) {}
+    async fn refused(&self) -> DateTime<Utc> {
+        noon()
+    }
+}
+
+/// Both sides were written from the same documents by different hands: here they meet.
+#[tokio::test]
+async fn our_own_client_reads_all_of_it() {
+    let options = Options { very_long: true, short_pages: true, activities: 130, ..options() };
+    let world = World::start(options).await;
+    world.post("/_simulator/upload", json!({"start": "2026-04-01T05:00:00Z", "count": 70, "spacing_seconds": 0})).await;
+    let provider = &strava::PROVIDER;
+    let token = AccessToken { secret: world.token.clone().into(), version: 1, expires_at: noon() };
+    let http = Http::new().unwrap();
+    let base_url = format!("{}/api/v3", world.running.url());
+    let api = Api { http: &http, spec: provider.spec(), base_url: &base_url, token: &token, gate: &Open };
+    let stream = provider.spec().streams.iter().find(|stream| stream.kind == Kind::Workout).unwrap();
+    let (mut place, mut seen) = (None, BTreeSet::new());
+    loop {
+        let hi = noon().timestamp_millis();
+        let request = PageRequest { stream, lo: BEGINNING_MS, hi, position: place.as_ref(), limit: 50, offset: 0 };
+        let page = provider.fetch_page(&api, &request).await.unwrap();
+        assert_eq!(page.unreadable, [""; 0]);
+        for item in page.items {
+            let mut parts = vec![PartBody { part: item.part, body: item.body }];
+            for part in provider.spec().parts.iter().filter(|part| part.kind == Kind::Workout && !part.primary) {
+                match provider.fetch_part(&api, Kind::Workout, &item.external_id, part.name).await.unwrap() {
+                    FetchedPart::Body(body) => parts.push(PartBody { part: part.name, body }),
+                    FetchedPart::None => {}
+                }
+            }
+            let normalized = provider.normalize(Kind::Workout, &item.external_id, &parts).unwrap();
+            assert_eq!(normalized.dropped, 0, "{}", item.external_id);
+            seen.insert(item.external_id);
+        }
+        match page.next {
+            Next::Position(next) => place = Some(next),
+            Next::End => break,
+        }
+    }
+    let truth: BTreeSet<String> = ids(&world.truth().await).iter().map(u64::to_string).collect();
+    assert_eq!(seen, truth);
 }

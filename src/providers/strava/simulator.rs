@@ -1,6 +1,3 @@
-<<<<<<< HEAD
-
-=======
 //! Strava's API as a server: paging, quotas, tokens, consent, error bodies. Written from the provider's documents and
 //! recordings; it names neither `wire` nor `normalize`, so that a wrong field name cannot be wrong on both sides.
 //!
@@ -152,7 +149,7 @@ impl Strava {
         Rng::of(&[self.shared.options().seed, 0x70c3, auth.minted]).hex(40)
     }
 
-    /// The grant of this person for this application, made or widened.
+    /// The grant of this person for this application: a new one, or the old one with these scopes.
     fn grant(&self, auth: &mut Auth, client: &str, person: usize, scopes: BTreeSet<String>) -> usize {
         let known =
             auth.grants.iter().position(|grant| grant.alive && grant.client == client && grant.person == person);
@@ -227,7 +224,12 @@ impl Strava {
                 return Ok(Caller { person: grant.person, scopes: grant.scopes.clone() });
             }
         }
-        self.shared.ledger().tokens.dead_calls += 1;
+        let revoked = known.is_some_and(|(grant, _)| !auth.grants[grant].alive);
+        {
+            let tokens = &mut self.shared.ledger().tokens;
+            tokens.dead_calls += 1;
+            tokens.revoked_calls += u64::from(revoked);
+        }
         // Both forms were recorded.
         let (resource, field) = if known.is_some() { ("Athlete", "access_token") } else { ("Application", "") };
         Err(Refusal { status: 401, message: "Authorization Error", resource, field, code: "invalid" })
@@ -285,7 +287,7 @@ impl Strava {
         if self.shared.options().volatile { self.listings.load(Ordering::SeqCst) } else { 0 }
     }
 
-    fn answer(&self, route: &Route<'_>, caller: &Caller, query: &HashMap<String, String>) -> Response {
+    fn answer(&self, route: &Route<'_>, caller: &Caller, query: &HashMap<String, String>, whole: bool) -> Response {
         let seed = self.shared.options().seed;
         let person = caller.person;
         if matches!(route.endpoint, "list" | "detail" | "streams" | "laps" | "zones") && !caller.may_read() {
@@ -320,7 +322,7 @@ impl Strava {
             ("gear", _) if body::GEAR.contains(&route.id) => {
                 json_text(body::gear(route.id, self.grown(), seed.is_multiple_of(2), true))
             }
-            ("list", _) => self.list(caller, query),
+            ("list", _) => self.list(caller, query, whole),
             ("detail", Some(facts)) => json_text(body::activity(&facts, seed, self.grown(), true)),
             ("laps", Some(facts)) => json_text(body::laps(&facts, seed)),
             ("zones", Some(facts)) => json_text(body::zones(&facts)),
@@ -328,7 +330,7 @@ impl Strava {
             ("streams", Some(_)) => error(404, "Record Not Found", "Activity", "id", "invalid"),
             _ => not_found(),
         };
-        if let (Some(id), true) = (id, response.status().is_success()) {
+        if let (Some(id), true) = (id, whole && response.status().is_success()) {
             self.shared.ledger().answered(route.endpoint, id);
         }
         response
@@ -339,7 +341,7 @@ impl Strava {
         found.filter(|facts| caller.sees(facts.visibility == Visibility::OnlyMe))
     }
 
-    fn list(&self, caller: &Caller, query: &HashMap<String, String>) -> Response {
+    fn list(&self, caller: &Caller, query: &HashMap<String, String>, whole: bool) -> Response {
         let mut numbers = [None; 4];
         for (place, key) in ["before", "after", "page", "per_page"].into_iter().enumerate() {
             let Some(text) = query.get(key) else { continue };
@@ -380,7 +382,7 @@ impl Strava {
         }
         text.push(']');
         let athlete = self.world().athletes().nth(caller.person).unwrap_or_default();
-        let call = ListCall { at_ms: now_ms, athlete, before, after, page, per_page, rows: rows.len() };
+        let call = ListCall { at_ms: now_ms, athlete, before, after, page, per_page, rows: rows.len(), whole };
         self.shared.ledger().list(call);
         json_text(text)
     }
@@ -439,13 +441,15 @@ async fn api(State(strava): State<Arc<Strava>>, method: Method, uri: Uri, header
     let exceeded = counted.and_then(|(_, exceeded)| exceeded);
     let mut response = strava
         .shared
-        .pass(route.endpoint, refuse, || match (exceeded, strava.authorise(bearer)) {
-            (Some(field), _) => {
+        .pass(route.endpoint, refuse, |whole| {
+            if let Some(field) = exceeded {
                 strava.shared.ledger().over_quota += 1;
-                error(429, "Rate Limit Exceeded", "Application", field, "exceeded")
+                return error(429, "Rate Limit Exceeded", "Application", field, "exceeded");
             }
-            (None, Ok(caller)) => strava.answer(&route, &caller, &query),
-            (None, Err(refusal)) => refusal.into_response(),
+            match strava.authorise(bearer) {
+                Ok(caller) => strava.answer(&route, &caller, &query, whole),
+                Err(refusal) => refusal.into_response(),
+            }
         })
         .await;
     let bare = route.endpoint == "streams" && strava.shared.options().streams_without_headers;
@@ -652,7 +656,7 @@ fn fields(query: Option<&str>, body: &[u8]) -> HashMap<String, String> {
 
 async fn token(State(strava): State<Arc<Strava>>, RawQuery(query): RawQuery, body: Bytes) -> Response {
     let fields = fields(query.as_deref(), &body);
-    strava.shared.pass("token", refuse, || take_token(&strava, &fields)).await
+    strava.shared.pass("token", refuse, |_| take_token(&strava, &fields)).await
 }
 
 fn take_token(strava: &Strava, fields: &HashMap<String, String>) -> Response {
@@ -702,7 +706,7 @@ async fn deauthorize(State(strava): State<Arc<Strava>>, headers: HeaderMap, body
     let token = bearer(&headers).or_else(|| fields.get("access_token").map(String::as_str)).map(str::to_owned);
     strava
         .shared
-        .pass("deauthorize", refuse, || {
+        .pass("deauthorize", refuse, |_| {
             if let Err(refusal) = strava.authorise(token.as_deref()) {
                 return refusal.into_response();
             }
@@ -720,7 +724,7 @@ async fn revoke(State(strava): State<Arc<Strava>>, headers: HeaderMap, body: Byt
     let fields = fields(None, &body);
     strava
         .shared
-        .pass("revoke", refuse, || {
+        .pass("revoke", refuse, |_| {
             let Some(client) = basic(&headers).filter(|(id, secret)| strava.client(id, secret)).map(|(id, _)| id)
             else {
                 return error(401, "Authorization Error", "Application", "client_id", "invalid");
@@ -892,4 +896,3 @@ async fn show_truth(State(strava): State<Arc<Strava>>, Query(asked): Query<Truth
     let athletes: Vec<u64> = world.athletes().collect();
     Ok(Json(json!({ "athlete": athletes[person], "athletes": athletes, "activities": rows })).into_response())
 }
->>>>>>> f2f4ef8 (simulator: Strava's API as a server, with faults and a ledger)
