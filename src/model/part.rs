@@ -42,6 +42,8 @@ impl PartState {
     /// The reverse of [`PartState::as_str`].
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::Wanted, Self::Stored, Self::None, Self::Unreadable, Self::Failed].into_iter().find(|s| s.as_str() == text)
+        [Self::Wanted, Self::Stored, Self::None, Self::Unreadable, Self::Failed]
+            .into_iter()
+            .find(|s| s.as_str() == text)
     }
 }

@@ -2,7 +2,7 @@ use chrono::{DateTime, Duration, FixedOffset, NaiveDate, NaiveDateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::units::{
-    BeatsPerMinute, Celsius, Cadence, Degrees, Kilocalories, Kilojoules, Metres, MetresPerSecond, Seconds, Watts,
+    BeatsPerMinute, Cadence, Celsius, Degrees, Kilocalories, Kilojoules, Metres, MetresPerSecond, Seconds, Watts,
 };
 use super::{PartName, SampleSet};
 

@@ -51,9 +51,7 @@ mod tests {
     #[test]
     fn the_constants_are_rows_of_the_list() {
         let all: Vec<_> = all().collect();
-        for constant in
-            [HEART_RATE, WEIGHT, CADENCE, POWER, SPEED, ELEVATION, LATITUDE, LONGITUDE, AIR_TEMPERATURE]
-        {
+        for constant in [HEART_RATE, WEIGHT, CADENCE, POWER, SPEED, ELEVATION, LATITUDE, LONGITUDE, AIR_TEMPERATURE] {
             assert!(all.contains(&constant), "{constant:?} differs from the list");
         }
     }

@@ -126,7 +126,13 @@ impl Db {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn connect(&self, user: UserId, account: AccountId, provider: &str, now: DateTime<Utc>) -> Result<ConnectionId> {
+    pub async fn connect(
+        &self,
+        user: UserId,
+        account: AccountId,
+        provider: &str,
+        now: DateTime<Utc>,
+    ) -> Result<ConnectionId> {
         let id = ConnectionId::new();
         let replaced: u64;
         let connection = transaction!(self, t => {

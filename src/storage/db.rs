@@ -204,8 +204,7 @@ impl Db {
             Self::Sqlite(_) => sqlx::migrate!("migrations/sqlite").iter().map(|m| m.version).max(),
         };
         let sql = "select max(version) from _sqlx_migrations where success";
-        let found: Result<(Option<i64>,), sqlx::Error> =
-            read!(self, p => sqlx::query_as(sql).fetch_one(p).await);
+        let found: Result<(Option<i64>,), sqlx::Error> = read!(self, p => sqlx::query_as(sql).fetch_one(p).await);
         match found {
             Ok((version,)) => Ok(version >= needed),
             // The table itself is missing: nothing was ever migrated.
@@ -239,10 +238,9 @@ impl Db {
     pub async fn server_time_ms(&self) -> Result<Option<i64>> {
         match self {
             Self::Postgres(db) => {
-                let (ms,): (i64,) =
-                    sqlx::query_as("select (extract(epoch from clock_timestamp()) * 1000)::bigint")
-                        .fetch_one(&db.pool)
-                        .await?;
+                let (ms,): (i64,) = sqlx::query_as("select (extract(epoch from clock_timestamp()) * 1000)::bigint")
+                    .fetch_one(&db.pool)
+                    .await?;
                 Ok(Some(ms))
             }
             Self::Sqlite(_) => Ok(None),
@@ -267,8 +265,10 @@ impl Db {
         match self {
             Self::Postgres(db) => {
                 let mut connection = db.pool.acquire().await?.detach();
-                let (held,): (bool,) =
-                    sqlx::query_as("select pg_try_advisory_lock($1)").bind(WORKING_LOCK).fetch_one(&mut connection).await?;
+                let (held,): (bool,) = sqlx::query_as("select pg_try_advisory_lock($1)")
+                    .bind(WORKING_LOCK)
+                    .fetch_one(&mut connection)
+                    .await?;
                 Ok(held.then_some(WorkingLock { _connection: Some(connection) }))
             }
             Self::Sqlite(_) => Ok(Some(WorkingLock { _connection: None })),

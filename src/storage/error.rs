@@ -48,9 +48,9 @@ impl From<sqlx::Error> for Error {
             }
             // 57P0x: shutting down, crash recovery; 08xxx: connection; 53300: too many connections.
             sqlx::Error::Database(db)
-                if db.code().is_some_and(|code| {
-                    code.starts_with("57P0") || code.starts_with("08") || code == "53300"
-                }) =>
+                if db
+                    .code()
+                    .is_some_and(|code| code.starts_with("57P0") || code.starts_with("08") || code == "53300") =>
             {
                 Self::Unavailable(error)
             }

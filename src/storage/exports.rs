@@ -194,7 +194,8 @@ impl Db {
     /// # Errors
     /// When the database fails.
     pub async fn summarize(&self, connection: ConnectionId, kind: &str) -> Result<Vec<SummaryRow>> {
-        let sql = "select r.type, count(*) as count, cast(coalesce(sum(w.distance_m), 0) as double precision) as distance_m,
+        let sql =
+            "select r.type, count(*) as count, cast(coalesce(sum(w.distance_m), 0) as double precision) as distance_m,
                 min(r.local_day) as first_day, max(r.local_day) as last_day
             from records r left join workouts w on w.record_id = r.id
             where r.connection_id = $1 and r.kind = $2 and r.deleted_at is null and not r.provisional

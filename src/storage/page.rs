@@ -286,7 +286,9 @@ impl Db {
             );
         }
         for row in parts {
-            let (Some(kind), Some(part_state)) = (Kind::parse(&row.kind), PartState::parse(&row.state)) else { continue };
+            let (Some(kind), Some(part_state)) = (Kind::parse(&row.kind), PartState::parse(&row.state)) else {
+                continue;
+            };
             state.parts.insert(
                 (kind, row.external_id, row.part),
                 PartRow {
@@ -316,7 +318,9 @@ impl Db {
     ) -> Result<Boundary> {
         // `for no key update`: a plain `for update` would block every accept through its foreign key.
         let lock = match self {
-            Self::Postgres(_) => "select epoch, page_seq, user_id, provider from connections where id = $1 for no key update",
+            Self::Postgres(_) => {
+                "select epoch, page_seq, user_id, provider from connections where id = $1 for no key update"
+            }
             Self::Sqlite(_) => "select epoch, page_seq, user_id, provider from connections where id = $1",
         };
         transaction!(self, t => {

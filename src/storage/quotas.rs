@@ -16,8 +16,7 @@ impl Db {
         Ok(rows
             .into_iter()
             .map(|(name, used, limit, resets_at_ms)| {
-                let window =
-                    Window { used: used.unsigned_abs(), limit: limit.unsigned_abs(), resets_at_ms };
+                let window = Window { used: used.unsigned_abs(), limit: limit.unsigned_abs(), resets_at_ms };
                 (name, window)
             })
             .collect())

@@ -37,7 +37,12 @@ impl Db {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn list_wanted(&self, connection: ConnectionId, now: DateTime<Utc>, limit: i64) -> Result<Vec<WantedPart>> {
+    pub async fn list_wanted(
+        &self,
+        connection: ConnectionId,
+        now: DateTime<Utc>,
+        limit: i64,
+    ) -> Result<Vec<WantedPart>> {
         let sql = "select id, kind, external_id, part, attempts, order_at from parts
             where connection_id = $1 and state = 'wanted' and superseded_at is null and due_at <= $2
             order by order_at desc, kind, external_id, part limit $3";
@@ -48,7 +53,11 @@ impl Db {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn count_wanted(&self, connection: ConnectionId, now: DateTime<Utc>) -> Result<(i64, Option<DateTime<Utc>>)> {
+    pub async fn count_wanted(
+        &self,
+        connection: ConnectionId,
+        now: DateTime<Utc>,
+    ) -> Result<(i64, Option<DateTime<Utc>>)> {
         let sql = "select count(*), min(case when due_at > $2 then due_at end) from parts
             where connection_id = $1 and state = 'wanted' and superseded_at is null";
         Ok(read!(self, p => sqlx::query_as(sql).bind(connection).bind(now).fetch_one(p).await?))
@@ -86,7 +95,9 @@ impl Db {
     ) -> Result<Vec<(String, DateTime<Utc>)>> {
         let sql = "select external_id, start_at from records
             where connection_id = $1 and kind = $2 and start_at >= $3 and start_at < $4 and deleted_at is null";
-        Ok(read!(self, p => sqlx::query_as(sql).bind(connection).bind(kind.as_str()).bind(lo).bind(hi).fetch_all(p).await?))
+        Ok(
+            read!(self, p => sqlx::query_as(sql).bind(connection).bind(kind.as_str()).bind(lo).bind(hi).fetch_all(p).await?),
+        )
     }
 
     /// External ids of records of a kind after a given one, in order: for walking through all of them.
@@ -102,8 +113,7 @@ impl Db {
     ) -> Result<Vec<String>> {
         let sql = "select external_id from records where connection_id = $1 and kind = $2 and external_id > $3
             order by external_id limit $4";
-        let rows: Vec<(String,)> =
-            read!(self, p => sqlx::query_as(sql).bind(connection).bind(kind.as_str()).bind(after).bind(limit).fetch_all(p).await?);
+        let rows: Vec<(String,)> = read!(self, p => sqlx::query_as(sql).bind(connection).bind(kind.as_str()).bind(after).bind(limit).fetch_all(p).await?);
         Ok(rows.into_iter().map(|(id,)| id).collect())
     }
 

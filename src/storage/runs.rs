@@ -155,7 +155,8 @@ pub struct RunFilter {
     pub limit: i64,
 }
 
-const COLUMNS: &str = "id, connection_id, user_id, provider, class, source, request, state, reason, epoch, due_at, attempts,
+const COLUMNS: &str =
+    "id, connection_id, user_id, provider, class, source, request, state, reason, epoch, due_at, attempts,
     crashes, committed, again, cancel_requested, progress, report, waiting_on, created_at, started_at, ended_at";
 
 /// Accepts a run: one statement, so that it is on disk or not there at all. An equal request that is not final is
@@ -295,12 +296,8 @@ impl Db {
             Err(error) => return Err(error),
         };
         let Some(connection) = self.find_connection(run.connection_id).await? else { return Ok(None) };
-        let fence = Fence {
-            run: run.id,
-            run_epoch: run.epoch,
-            connection: connection.id,
-            connection_epoch: connection.epoch,
-        };
+        let fence =
+            Fence { run: run.id, run_epoch: run.epoch, connection: connection.id, connection_epoch: connection.epoch };
         Ok(Some(Claim { run, fence, account_id: connection.account_id }))
     }
 
@@ -323,8 +320,7 @@ impl Db {
     /// [`Error::Fenced`] when the run is no longer ours.
     pub async fn take_again(&self, fence: &Fence) -> Result<bool> {
         let (run, epoch) = (fence.run, fence.run_epoch);
-        let row: Option<(bool,)> =
-            read!(self, p => sqlx::query_as("select again from runs where id = $1 and epoch = $2 and state = 'in_progress'")
+        let row: Option<(bool,)> = read!(self, p => sqlx::query_as("select again from runs where id = $1 and epoch = $2 and state = 'in_progress'")
                 .bind(run).bind(epoch).fetch_optional(p).await?);
         match row {
             None => Err(Error::Fenced),
@@ -367,8 +363,7 @@ impl Db {
         if affected > 0 {
             return Ok(true);
         }
-        let held: Option<(bool,)> =
-            read!(self, p => sqlx::query_as("select again from runs where id = $1 and epoch = $2 and state = 'in_progress'")
+        let held: Option<(bool,)> = read!(self, p => sqlx::query_as("select again from runs where id = $1 and epoch = $2 and state = 'in_progress'")
                 .bind(run).bind(epoch).fetch_optional(p).await?);
         if held.is_some() { Ok(false) } else { Err(Error::Fenced) }
     }

@@ -34,9 +34,11 @@ impl WindowRow {
     /// # Errors
     /// [`Error::Corrupt`] when the position is no JSON.
     pub fn window(&self) -> Result<Window> {
-        let position = self.position.as_deref().map(serde_json::from_str).transpose().map_err(|error| {
-            Error::Corrupt { table: "windows", what: format!("position of {}: {error}", self.id) }
-        })?;
+        let position =
+            self.position.as_deref().map(serde_json::from_str).transpose().map_err(|error| Error::Corrupt {
+                table: "windows",
+                what: format!("position of {}: {error}", self.id),
+            })?;
         let purpose = if self.purpose == "reread" { Purpose::Reread } else { Purpose::Cover };
         Ok(Window { id: self.id, purpose, lo: self.lo, hi: self.hi, position })
     }

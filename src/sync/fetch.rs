@@ -110,7 +110,8 @@ impl Gate for RunGate<'_> {
                 // The store is new, or lost everything: what is known of this window comes from the snapshot.
                 Ok(Taken::Unknown) => {
                     let known = self.engine.db.load_quota(&self.key).await.unwrap_or_default();
-                    if let Err(error) = self.engine.shared.restore(&self.key, &self.setup.quotas, &known, now_ms).await {
+                    if let Err(error) = self.engine.shared.restore(&self.key, &self.setup.quotas, &known, now_ms).await
+                    {
                         telemetry::redis_down(&error);
                         return Err(away());
                     }

@@ -65,10 +65,8 @@ pub async fn import_plain_settings(engine: &Engine) -> Result<Vec<String>, Error
         };
         let hash = Sha256::digest(pasted.expose_secret().as_bytes()).to_vec();
         let name = setup.spec().name.0;
-        let users = engine
-            .db
-            .list_users(&UserFilter { sort_by: "created_at", limit: 2, ..UserFilter::default() })
-            .await?;
+        let users =
+            engine.db.list_users(&UserFilter { sort_by: "created_at", limit: 2, ..UserFilter::default() }).await?;
         let user = match users.rows.as_slice() {
             [] => {
                 let new = NewUser { external_user_id: Some(ONLY_USER.to_owned()), ..NewUser::default() };

@@ -23,9 +23,9 @@ use chrono::{DateTime, Utc};
 use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
 
-pub use accept::{Refused, connect_with_grant, parse_request, request_key, submit};
+pub use accept::{Refused, app, check_support, connect_with_grant, parse_request, request_key, since_ms, submit};
 pub use execute::{Executed, execute, run_inline, sweep};
-pub use import::{NewGrant, import_plain_settings};
+pub use import::{NewGrant, connect, import_plain_settings};
 pub use project::{Exporter, drain};
 pub use rebuild::{Rebuilt, rebuild};
 pub use tokens::{TokenFailure, TokenStore};

@@ -94,8 +94,8 @@ mod tests {
     fn later_syncs_read_the_overlap_whether_the_window_before_is_done_or_open() {
         for state in ["done", "open"] {
             let windows = [cover(BEGINNING_MS, 100 * DAY, state)];
-            let open =
-                window_to_open(strava(), &SyncRequest::default(), at(101 * DAY), at(101 * DAY), false, &windows).unwrap();
+            let open = window_to_open(strava(), &SyncRequest::default(), at(101 * DAY), at(101 * DAY), false, &windows)
+                .unwrap();
             assert_eq!((open.lo, open.hi), (93 * DAY, 101 * DAY));
         }
     }

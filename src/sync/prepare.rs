@@ -14,7 +14,9 @@ use crate::calculated::FORMULA_VERSION;
 use crate::export;
 use crate::model::{Details, Kind, Normalized, PartId, PartName, PartState, RecordId, chunks};
 use crate::providers::{Item, NormalizeError, PartBody, Provider, Refetch};
-use crate::storage::{ChunkWrite, NewPart, PageState, PageWrite, PartFix, PartRow, RecordRow, RecordWrite, WantedWrite};
+use crate::storage::{
+    ChunkWrite, NewPart, PageState, PageWrite, PartFix, PartRow, RecordRow, RecordWrite, WantedWrite,
+};
 
 /// zstd's own default: a tenth of the time of level 9 for a few per cent more bytes.
 const LEVEL: i32 = 3;
@@ -71,6 +73,11 @@ pub(crate) fn needed_bodies(provider: &dyn Provider, items: &[Item], state: &Pag
         .filter(|((kind, id, _), row)| row.has_body && changed.contains(&(*kind, id.as_str())))
         .map(|(_, row)| row.id)
         .collect()
+}
+
+/// All stored bodies of the records of a page state.
+pub(crate) fn needed_for_rebuild(state: &PageState) -> Vec<PartId> {
+    state.parts.values().filter(|row| row.has_body).map(|row| row.id).collect()
 }
 
 fn is_unchanged(provider: &dyn Provider, item: &Item, state: &PageState) -> bool {
@@ -210,7 +217,8 @@ pub(crate) fn bodies_of(
             continue;
         }
         let row = part_row(state, kind, external_id, spec.name);
-        let body = row.filter(|row| row.has_body && row.state != PartState::Unreadable).and_then(|row| bodies.get(&row.id));
+        let body =
+            row.filter(|row| row.has_body && row.state != PartState::Unreadable).and_then(|row| bodies.get(&row.id));
         match body {
             Some(body) => out.push(PartBody { part: spec.name, body: Bytes::from(decompress(body)?) }),
             None if spec.primary => return Ok(None),
@@ -222,7 +230,8 @@ pub(crate) fn bodies_of(
 
 /// Prepares a page.
 pub(crate) fn prepare(input: Input) -> Result<Prepared, Error> {
-    let mut out = Prepared { write: PageWrite { page_seq: input.state.page_seq, ..PageWrite::default() }, ..Prepared::default() };
+    let mut out =
+        Prepared { write: PageWrite { page_seq: input.state.page_seq, ..PageWrite::default() }, ..Prepared::default() };
     let mut seen: HashSet<(Kind, &str, PartName)> = HashSet::new();
     // The last answer about a record in a page is the newest one.
     for item in input.items.iter().rev() {

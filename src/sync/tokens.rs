@@ -213,7 +213,11 @@ impl Engine {
                 } else {
                     "the provider refused the refresh token: access was taken back, or the token was used elsewhere"
                 };
-                telemetry::token_refreshed(spec.name, account.id, if lost { Refresh::RotationLost } else { Refresh::Refused });
+                telemetry::token_refreshed(
+                    spec.name,
+                    account.id,
+                    if lost { Refresh::RotationLost } else { Refresh::Refused },
+                );
                 self.db.fail_refresh(account.id, version, &self.owner, true, dead.then_some(why), self.now()).await?;
                 if dead {
                     Err(TokenFailure::Reauthorize(why.to_owned()))
@@ -241,10 +245,8 @@ impl Engine {
         if !self.config.share_access_tokens {
             return;
         }
-        let shared = Shared {
-            token: token.secret.expose_secret().to_owned(),
-            expires_ms: token.expires_at.timestamp_millis(),
-        };
+        let shared =
+            Shared { token: token.secret.expose_secret().to_owned(), expires_ms: token.expires_at.timestamp_millis() };
         let Ok(plain) = serde_json::to_string(&shared) else { return };
         let sealed = self.vault.seal(&token_aad("access", account), &secret(&plain));
         let now = self.now().timestamp_millis();

@@ -1,0 +1,763 @@
+//! One claimed run, from its first page to its last file. The one place that decides what an error means.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+
+use super::fetch::RunGate;
+use super::prepare::{self, Input, Prepared};
+use super::tokens::TokenFailure;
+use super::{Engine, Error, ProviderSetup, failpoint, plan, project, rebuild};
+use crate::model::{
+    BEGINNING_MS, Class, Kind, PartName, PartState, Progress, Purpose, RunReport, SyncRequest, Wanted, Window,
+};
+use crate::providers::{
+    AccessToken, Api, Axis, Deletes, FetchError, FetchedPage, FetchedPart, Item, Next, PRESENCE, PageRequest,
+    StreamSpec,
+};
+use crate::storage::{self, Claim, PageWrite, PartFix, WantedPart, WantedWrite, WindowMove};
+use crate::telemetry;
+
+/// Tries of one call before its stream (or part) is given up.
+const TRIES: i64 = 5;
+/// A wait up to this long is sat out; a longer one puts the run back.
+const SHORT_WAIT: Duration = Duration::from_secs(5);
+/// How often a page is prepared anew because somebody else committed in between.
+const STALE_TRIES: usize = 10;
+/// Refused tokens in a row before the stream is given up: with many processes on one account, a fresh token can be
+/// used up by others before its first call.
+const UNAUTHORIZED_TRIES: u32 = 5;
+/// Parts looked up at a time; each is fetched and committed on its own.
+const PART_BATCH: i64 = 100;
+/// Parts in a row that fail for want of a connection before the run is put back.
+const PART_FAILURES: u32 = 3;
+
+/// Why work on a run stops before its end.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// The run is no longer ours.
+    Fenced,
+    /// Somebody ended it.
+    Cancelled,
+    /// A more urgent run of the connection is due.
+    GiveWay,
+    /// The process is to end.
+    Shutdown,
+    /// No quota until then.
+    Quota(DateTime<Utc>),
+    /// A part has to wait before it is tried again.
+    PartsLater(DateTime<Utc>),
+    /// Worth another try.
+    Retry { detail: String, after: Option<Duration> },
+    /// This stream cannot be read; the others can.
+    Stream(String),
+    /// Nothing of this connection can be read.
+    Fatal(String),
+    /// Ours.
+    Internal(Error),
+}
+
+impl From<storage::Error> for Stop {
+    fn from(error: storage::Error) -> Self {
+        match error {
+            storage::Error::Fenced => Self::Fenced,
+            error => Self::Internal(error.into()),
+        }
+    }
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Storage(storage::Error::Fenced) => Self::Fenced,
+            error => Self::Internal(error),
+        }
+    }
+}
+
+impl From<TokenFailure> for Stop {
+    fn from(failure: TokenFailure) -> Self {
+        match failure {
+            TokenFailure::Reauthorize(_) | TokenFailure::Application(_) => Self::Fatal(failure.to_string()),
+            TokenFailure::Transient(detail) => Self::Retry { detail, after: None },
+            TokenFailure::Internal(error) => error.into(),
+        }
+    }
+}
+
+/// What a failed call means for the page it belongs to.
+fn read_failure(error: FetchError) -> Stop {
+    match error {
+        FetchError::Quota { until } => Stop::Quota(until),
+        FetchError::Transient { detail, retry_after } => Stop::Retry { detail, after: retry_after },
+        FetchError::Unreadable { detail } => Stop::Retry { detail, after: None },
+        FetchError::AppDisabled { .. } => Stop::Fatal(error.to_string()),
+        FetchError::Unauthorized { .. }
+        | FetchError::MissingScope { .. }
+        | FetchError::Gone
+        | FetchError::Rejected { .. } => Stop::Stream(error.to_string()),
+    }
+}
+
+/// Waits 1, 2, 4, 8, 16 seconds, each shortened by up to a half so that many do not come back at once.
+pub(crate) fn backoff(attempt: i64) -> Duration {
+    let whole = 1000_u64 << attempt.clamp(0, 4);
+    Duration::from_millis(whole - rand::random_range(0..=whole / 2))
+}
+
+/// One claimed run at work.
+pub(crate) struct Work<'a> {
+    engine: &'a Engine,
+    setup: &'a ProviderSetup,
+    pub(crate) claim: &'a Claim,
+    request: SyncRequest,
+    gate: RunGate<'a>,
+    token: Option<AccessToken>,
+    refused: i64,
+    pub(crate) report: RunReport,
+    calls_before: u64,
+    cancel: &'a AtomicBool,
+    parts: Vec<&'static str>,
+    first_sync: bool,
+    progress: Progress,
+}
+
+impl<'a> Work<'a> {
+    pub(crate) fn new(
+        engine: &'a Engine,
+        setup: &'a ProviderSetup,
+        claim: &'a Claim,
+        cancel: &'a AtomicBool,
+    ) -> Result<Self, Error> {
+        let request: SyncRequest = serde_json::from_str(&claim.run.request)
+            .map_err(|error| Error::Corrupt(format!("runs.request: {error}")))?;
+        let report: RunReport = match &claim.run.report {
+            Some(text) => {
+                serde_json::from_str(text).map_err(|error| Error::Corrupt(format!("runs.report: {error}")))?
+            }
+            None => RunReport::default(),
+        };
+        let mut parts = setup.parts.clone();
+        let asked = [("samples", request.samples), ("zones", request.zones), ("route", request.route)];
+        for (name, asked) in asked {
+            let known = setup.spec().parts.iter().find(|part| part.name.0 == name && !part.primary);
+            if let Some(part) = known.filter(|part| asked && !parts.contains(&part.name.0)) {
+                parts.push(part.name.0);
+            }
+        }
+        Ok(Self {
+            engine,
+            setup,
+            claim,
+            request,
+            gate: RunGate::new(engine, setup, claim.run.run_class()),
+            token: None,
+            refused: 0,
+            calls_before: report.calls,
+            report,
+            cancel,
+            parts,
+            first_sync: false,
+            progress: Progress::default(),
+        })
+    }
+
+    /// The class that the run goes on with when it is put back.
+    pub(crate) fn class(&self) -> Class {
+        self.gate.class()
+    }
+
+    /// Reads everything that was asked for, newest first, and writes its files.
+    pub(crate) async fn run(&mut self) -> Result<(), Stop> {
+        let result = self.read_all().await;
+        self.report.calls = self.calls_before + self.gate.calls();
+        self.gate.snapshot(true).await;
+        match result {
+            Ok(()) => self.project().await,
+            // Files appear early: whatever is stored so far, before the run waits.
+            Err(stop @ (Stop::Quota(_) | Stop::PartsLater(_) | Stop::Retry { .. } | Stop::Fatal(_))) => {
+                self.project().await?;
+                Err(stop)
+            }
+            Err(stop) => Err(stop),
+        }
+    }
+
+    async fn read_all(&mut self) -> Result<(), Stop> {
+        if self.request.rebuild {
+            let done = rebuild::records(self.engine, self.setup, self.claim).await?;
+            self.report.notes.push(format!("{} records read, {} written anew", done.records, done.changed));
+            return Ok(());
+        }
+        let mut again = self.engine.db.take_again(&self.claim.fence).await?;
+        loop {
+            for stream in plan::streams(self.setup.spec(), &self.request) {
+                let name = stream.name.0;
+                if self.report.streams.get(name).is_some_and(|report| report.complete) && !again {
+                    continue;
+                }
+                self.report.streams.entry(name.to_owned()).or_default().error = None;
+                match self.read_stream(stream, again).await {
+                    Ok(()) => self.report.streams.entry(name.to_owned()).or_default().complete = true,
+                    // A failed stream does not move; the others go on.
+                    Err(Stop::Stream(detail)) => {
+                        self.report.streams.entry(name.to_owned()).or_default().error = Some(detail);
+                    }
+                    Err(stop) => return Err(stop),
+                }
+            }
+            self.read_parts().await?;
+            if !self.engine.db.take_again(&self.claim.fence).await? {
+                return Ok(());
+            }
+            again = true;
+        }
+    }
+
+    async fn read_stream(&mut self, stream: &'static StreamSpec, again: bool) -> Result<(), Stop> {
+        self.progress = Progress { stream: stream.name.0.to_owned(), ..Progress::default() };
+        if stream.axis == Axis::None {
+            return self.read_list(stream).await;
+        }
+        let (engine, fence) = (self.engine, &self.claim.fence);
+        let rows = engine.db.list_windows(fence.connection).await?;
+        self.first_sync |= !rows.iter().any(|row| row.stream == stream.name.0);
+        let accepted = self.claim.run.created_at;
+        let open = plan::window_to_open(stream, &self.request, accepted, engine.now(), again, &rows);
+        let opened = match open {
+            Some(new) => Some(engine.db.open_window(fence, new).await?),
+            None => None,
+        };
+        failpoint::hit("window-opened");
+        let mut windows: Vec<Window> = Vec::new();
+        if opened.as_ref().is_none_or(|window| window.purpose == Purpose::Cover) || again {
+            // Newest bounds first: the head, then what earlier runs left.
+            for row in engine.db.list_windows(fence.connection).await? {
+                if row.stream == stream.name.0 && row.state == "open" {
+                    windows.push(row.window()?);
+                }
+            }
+        } else {
+            windows.extend(opened);
+        }
+        for window in windows {
+            let id = window.id;
+            match self.read_window(stream, window).await {
+                Ok(()) => {}
+                Err(Stop::Stream(detail)) => {
+                    engine.db.note_window_error(id, &detail).await?;
+                    return Err(Stop::Stream(detail));
+                }
+                Err(stop) => return Err(stop),
+            }
+            self.project().await?;
+        }
+        Ok(())
+    }
+
+    /// Reads a list that has no axis, whole.
+    async fn read_list(&mut self, stream: &'static StreamSpec) -> Result<(), Stop> {
+        let mut position = None;
+        loop {
+            let page = self.fetch_page(stream, BEGINNING_MS, i64::MAX, position.as_ref(), 0).await?;
+            let next = page.next.clone();
+            self.store(stream, page, None).await?;
+            match next {
+                Next::End => return Ok(()),
+                Next::Position(next) => position = Some(next),
+            }
+        }
+    }
+
+    async fn read_window(&mut self, stream: &'static StreamSpec, mut window: Window) -> Result<(), Stop> {
+        // Absence counts only if the whole window was listed within one claim, nothing skipped.
+        let whole = window.position.is_none() && self.request.offset == 0;
+        let mut listed: HashSet<String> = HashSet::new();
+        loop {
+            let offset = if window.position.is_none() { self.request.offset } else { 0 };
+            let page = self.fetch_page(stream, window.lo, window.hi, window.position.as_ref(), offset).await?;
+            failpoint::hit("page-fetched");
+            if whole {
+                listed.extend(page.items.iter().map(|item| item.external_id.clone()));
+            }
+            let next = page.next.clone();
+            let mut missing = Vec::new();
+            if next == Next::End && whole && stream.deletes == Deletes::ConfirmByFetch && page.unreadable.is_empty() {
+                missing = self.missing(stream, &window, &listed).await?;
+            }
+            // What was read beyond coverage is coverage too, if it was read whole on the stream's own axis.
+            let proves = (self.request.offset == 0 && !self.request.by_creation_time).then_some((window.lo, window.hi));
+            let position = match &next {
+                Next::End => None,
+                Next::Position(position) => Some(position.clone()),
+            };
+            let moved =
+                WindowMove { window: window.clone(), stream: stream.name.0, position: position.clone(), proves };
+            self.store(stream, page, Some((moved, missing))).await?;
+            failpoint::hit("page-committed");
+            match next {
+                Next::End => return Ok(()),
+                Next::Position(position) => window.position = Some(position),
+            }
+        }
+    }
+
+    /// Records that lie in a window that was listed whole, and were not listed: each is asked for by itself before it
+    /// counts as deleted.
+    async fn missing(
+        &self,
+        stream: &StreamSpec,
+        window: &Window,
+        listed: &HashSet<String>,
+    ) -> Result<Vec<WantedWrite>, Stop> {
+        let connection = self.claim.fence.connection;
+        let stored =
+            self.engine.db.list_ids_between(connection, stream.kind, instant(window.lo), instant(window.hi)).await?;
+        Ok(stored
+            .into_iter()
+            .filter(|(id, _)| !listed.contains(id))
+            .map(|(external_id, order_at)| WantedWrite {
+                wanted: Wanted { kind: stream.kind, external_id, part: PRESENCE },
+                order_at,
+            })
+            .collect())
+    }
+
+    /// One page, with its short waits sat out.
+    async fn fetch_page(
+        &mut self,
+        stream: &'static StreamSpec,
+        lo: i64,
+        hi: i64,
+        position: Option<&Value>,
+        offset: u32,
+    ) -> Result<FetchedPage, Stop> {
+        let limit = self.request.limit.unwrap_or(stream.page_size).clamp(1, stream.page_size);
+        let deadline = self.engine.config.page_timeout;
+        let mut tries = self.claim.run.attempts;
+        loop {
+            self.check_stop()?;
+            let request = PageRequest { stream, lo, hi, position, limit, offset };
+            let result = match tokio::time::timeout(deadline, self.call_page(&request)).await {
+                Ok(result) => result,
+                Err(_) => Err(Stop::Retry { detail: "the page was not read in time".to_owned(), after: None }),
+            };
+            match result {
+                Err(Stop::Retry { detail, after }) => {
+                    tries += 1;
+                    if tries >= TRIES {
+                        return Err(Stop::Stream(detail));
+                    }
+                    let wait = after.unwrap_or_else(|| backoff(tries - 1));
+                    if wait > SHORT_WAIT {
+                        return Err(Stop::Retry { detail, after: Some(wait) });
+                    }
+                    tracing::debug!(%detail, ?wait, "page is tried again");
+                    self.pause(wait).await?;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// The account's access token: the one in hand while it lives, else a fresh one.
+    async fn token(&mut self) -> Result<AccessToken, Stop> {
+        let spare = self.engine.now() + chrono::Duration::seconds(30);
+        if let Some(token) = self.token.as_ref().filter(|token| token.expires_at > spare) {
+            return Ok(token.clone());
+        }
+        let token = self.engine.access_token(self.setup, self.claim.account_id, self.refused).await?;
+        self.token = Some(token.clone());
+        Ok(token)
+    }
+
+    /// The provider refused a token: it is refreshed, once per version, and not for ever.
+    async fn refuse_token(&mut self, version: i64, times: &mut u32) -> Result<(), Stop> {
+        self.engine.forget_token(self.claim.account_id, version).await;
+        self.refused = self.refused.max(version);
+        self.token = None;
+        *times += 1;
+        if *times >= UNAUTHORIZED_TRIES {
+            return Err(Stop::Stream("the provider refuses one fresh access token after the other".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn api<'t>(&'t self, token: &'t AccessToken) -> Api<'t> {
+        Api {
+            http: &self.engine.http,
+            spec: self.setup.spec(),
+            base_url: &self.setup.base_url,
+            token,
+            gate: &self.gate,
+        }
+    }
+
+    async fn call_page(&mut self, request: &PageRequest<'_>) -> Result<FetchedPage, Stop> {
+        let mut refused = 0;
+        loop {
+            let token = self.token().await?;
+            match self.setup.provider.fetch_page(&self.api(&token), request).await {
+                Err(FetchError::Unauthorized { version }) => self.refuse_token(version, &mut refused).await?,
+                Err(error) => return Err(read_failure(error)),
+                Ok(page) => return Ok(page),
+            }
+        }
+    }
+
+    /// One part. For one part, an answer that is refused or cannot be read is its own business: the inner result.
+    async fn call_part(
+        &mut self,
+        kind: Kind,
+        id: &str,
+        name: PartName,
+    ) -> Result<Result<FetchedPart, FetchError>, Stop> {
+        let mut refused = 0;
+        loop {
+            let token = self.token().await?;
+            match self.setup.provider.fetch_part(&self.api(&token), kind, id, name).await {
+                Err(FetchError::Unauthorized { version }) => self.refuse_token(version, &mut refused).await?,
+                Err(FetchError::Gone) => return Ok(Ok(FetchedPart::None)),
+                Err(
+                    error @ (FetchError::Unreadable { .. }
+                    | FetchError::Rejected { .. }
+                    | FetchError::MissingScope { .. }
+                    | FetchError::Transient { .. }),
+                ) => return Ok(Err(error)),
+                Err(error) => return Err(read_failure(error)),
+                Ok(part) => return Ok(Ok(part)),
+            }
+        }
+    }
+
+    /// Prepares and commits a page of a stream.
+    async fn store(
+        &mut self,
+        stream: &'static StreamSpec,
+        page: FetchedPage,
+        moved: Option<(WindowMove, Vec<WantedWrite>)>,
+    ) -> Result<(), Stop> {
+        let FetchedPage { items, unreadable, .. } = page;
+        let listed = items.len() as u64;
+        self.progress.done += listed;
+        self.tell_progress();
+        let (window, missing) = moved.map_or((None, Vec::new()), |(window, missing)| (Some(window), missing));
+        let done = self.commit(items, window, missing).await?;
+        for what in &unreadable {
+            tracing::warn!(stream = %stream.name, what, "an item of a page cannot be read");
+        }
+        let report = self.report.streams.entry(stream.name.0.to_owned()).or_default();
+        report.listed += listed;
+        report.inserted += done.inserted;
+        report.updated += done.updated;
+        self.count(&done, unreadable);
+        Ok(())
+    }
+
+    fn count(&mut self, done: &Prepared, unreadable: Vec<String>) {
+        self.report.samples += done.samples;
+        let mut notes: Vec<String> = unreadable.into_iter().map(|what| format!("cannot be read: {what}")).collect();
+        notes.extend(done.unreadable.iter().cloned());
+        if done.dropped > 0 {
+            notes.push(format!("{} values were no numbers and were dropped", done.dropped));
+        }
+        // A report is read by people: the first ones tell enough.
+        let room = 20_usize.saturating_sub(self.report.notes.len());
+        self.report.notes.extend(notes.into_iter().take(room));
+    }
+
+    /// Prepares items and commits them, behind the fence; prepares anew when somebody else was faster.
+    async fn commit(
+        &mut self,
+        items: Vec<Item>,
+        window: Option<WindowMove>,
+        missing: Vec<WantedWrite>,
+    ) -> Result<Prepared, Stop> {
+        let started = std::time::Instant::now();
+        let engine = self.engine;
+        let fence = &self.claim.fence;
+        let mut ids: BTreeSet<String> = items.iter().map(|item| item.external_id.clone()).collect();
+        let items = Arc::new(items);
+        for _ in 0..STALE_TRIES {
+            let state = engine.db.load_page_state(fence.connection, &ids).await?;
+            let needed = {
+                let (provider, items, state) = (self.setup.provider, items.clone(), state.clone());
+                blocking(move || Ok(prepare::needed_bodies(provider, &items, &state))).await?
+            };
+            let bodies: HashMap<_, _> = engine.db.load_bodies(&needed).await?.into_iter().collect();
+            let input = Input {
+                provider: self.setup.provider,
+                parts: self.parts.clone(),
+                items: items.as_ref().clone(),
+                state,
+                bodies,
+                now: engine.now(),
+            };
+            let mut done = blocking(move || prepare::prepare(input)).await?;
+            if !done.also.is_subset(&ids) {
+                ids.append(&mut done.also);
+                continue;
+            }
+            done.write.window.clone_from(&window);
+            done.write.wanted.extend(missing.iter().cloned());
+            done.write.progress = serde_json::to_string(&self.progress).ok();
+            failpoint::hit("page-prepared");
+            let lease = engine.after(engine.config.lease);
+            match engine.db.commit_page(fence, &done.write, engine.now(), lease).await {
+                Ok(boundary) => {
+                    telemetry::page_committed(
+                        self.claim.run.id,
+                        self.setup.spec().name,
+                        crate::model::StreamName(leak_free(&self.progress.stream, self.setup)),
+                        done.write.records.len() as u64,
+                        done.samples,
+                        started.elapsed().as_secs_f64(),
+                    );
+                    if boundary.cancel {
+                        return Err(Stop::Cancelled);
+                    }
+                    if boundary.give_way {
+                        return Err(Stop::GiveWay);
+                    }
+                    self.check_stop()?;
+                    return Ok(done);
+                }
+                Err(storage::Error::Stale) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(Stop::Retry { detail: "other work on this connection was faster each time".to_owned(), after: None })
+    }
+
+    /// Fetches what is wanted, newest record first.
+    async fn read_parts(&mut self) -> Result<(), Stop> {
+        let connection = self.claim.fence.connection;
+        let (mut open, _) = self.engine.db.count_wanted(connection, self.engine.now()).await?;
+        if self.first_sync && open > 0 && self.gate.class() < Class::Backfill {
+            // Somebody waits for the list, and has it; years of details are not to use up what is kept for those who wait.
+            self.gate.set_class(Class::Backfill);
+        }
+        let mut failures = 0;
+        self.progress = Progress::default();
+        loop {
+            let batch = self.engine.db.list_wanted(connection, self.engine.now(), PART_BATCH).await?;
+            if batch.is_empty() {
+                break;
+            }
+            for wanted in batch {
+                self.check_stop()?;
+                if self.progress.stream != wanted.part {
+                    self.progress.stream.clone_from(&wanted.part);
+                }
+                self.progress.total = Some(self.progress.done + u64::try_from(open).unwrap_or(0));
+                let fetched = self.read_part(&wanted).await?;
+                open -= 1;
+                self.progress.done += 1;
+                failures = if fetched { 0 } else { failures + 1 };
+                if failures >= PART_FAILURES {
+                    return Err(Stop::Retry { detail: "the provider does not answer".to_owned(), after: None });
+                }
+            }
+            (open, _) = self.engine.db.count_wanted(connection, self.engine.now()).await?;
+        }
+        // A part that failed has its own due time; the run comes back for it.
+        match self.engine.db.count_wanted(connection, self.engine.now()).await? {
+            (1.., Some(due)) => Err(Stop::PartsLater(due)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Fetches and commits one part. `false`: the provider could not be reached for it.
+    async fn read_part(&mut self, wanted: &WantedPart) -> Result<bool, Stop> {
+        let spec = self.setup.spec();
+        let kind = Kind::parse(&wanted.kind);
+        let name = spec.parts.iter().map(|part| part.name).chain([PRESENCE]).find(|name| name.0 == wanted.part);
+        let (Some(kind), Some(name)) = (kind, name) else {
+            return self
+                .fix(wanted, PartState::Failed, "nothing is known of such a part".to_owned())
+                .await
+                .map(|()| true);
+        };
+        let id = wanted.external_id.as_str();
+        let deadline = self.engine.config.page_timeout;
+        let answer = match tokio::time::timeout(deadline, self.call_part(kind, id, name)).await {
+            Ok(answer) => answer?,
+            Err(_) => Err(FetchError::Transient { detail: "it was not read in time".to_owned(), retry_after: None }),
+        };
+        failpoint::hit("part-fetched");
+        let report = self.report.parts.entry(wanted.part.clone()).or_default();
+        match answer {
+            Ok(FetchedPart::Body(_)) if name == PRESENCE => {
+                // It is still there: only the list left it out.
+                self.commit_fix(wanted, kind, Vec::new(), false, true).await?;
+            }
+            Ok(FetchedPart::None) if name == PRESENCE => {
+                self.commit_fix(wanted, kind, Vec::new(), true, true).await?;
+                for stream in spec.streams.iter().filter(|stream| stream.kind == kind) {
+                    self.report.streams.entry(stream.name.0.to_owned()).or_default().deleted += 1;
+                }
+            }
+            Ok(FetchedPart::Body(body)) => {
+                report.stored += 1;
+                let item =
+                    Item { kind, external_id: wanted.external_id.clone(), part: name, body, order_at: wanted.order_at };
+                self.tell_progress();
+                let done = self.commit(vec![item], None, Vec::new()).await?;
+                self.count(&done, Vec::new());
+            }
+            Ok(FetchedPart::None) => {
+                report.none += 1;
+                self.fix(wanted, PartState::None, String::new()).await?;
+            }
+            Err(error) => {
+                let again = matches!(error, FetchError::Unreadable { .. } | FetchError::Transient { .. })
+                    && wanted.attempts + 1 < TRIES;
+                if !again {
+                    report.failed += 1;
+                }
+                let state = if again { PartState::Wanted } else { PartState::Failed };
+                self.fix(wanted, state, error.to_string()).await?;
+                return Ok(!matches!(error, FetchError::Transient { .. }));
+            }
+        }
+        failpoint::hit("part-committed");
+        Ok(true)
+    }
+
+    /// Commits what became of a part that brought no body.
+    async fn fix(&mut self, wanted: &WantedPart, state: PartState, error: String) -> Result<(), Stop> {
+        let attempts = if state == PartState::None { 0 } else { wanted.attempts + 1 };
+        let fix = PartFix {
+            id: wanted.id,
+            state,
+            attempts,
+            due_at: self.engine.after(backoff(wanted.attempts)),
+            last_error: (!error.is_empty()).then(|| error.chars().take(500).collect()),
+        };
+        let kind = Kind::parse(&wanted.kind).unwrap_or(Kind::Workout);
+        self.commit_fix(wanted, kind, vec![fix], false, false).await
+    }
+
+    async fn commit_fix(
+        &mut self,
+        wanted: &WantedPart,
+        kind: Kind,
+        fixes: Vec<PartFix>,
+        delete: bool,
+        drop: bool,
+    ) -> Result<(), Stop> {
+        self.tell_progress();
+        let engine = self.engine;
+        let ids = BTreeSet::from([wanted.external_id.clone()]);
+        for _ in 0..STALE_TRIES {
+            let state = engine.db.load_page_state(self.claim.fence.connection, &ids).await?;
+            let record = state.records.get(&(kind, wanted.external_id.clone()));
+            let mut fixes = fixes.clone();
+            for fix in &mut fixes {
+                // An earlier answer serves on when a new one cannot be had.
+                let has_body = state.parts.values().any(|row| row.id == fix.id && row.has_body);
+                if has_body && matches!(fix.state, PartState::None | PartState::Failed) {
+                    fix.state = PartState::Stored;
+                }
+            }
+            let write = PageWrite {
+                page_seq: state.page_seq,
+                fixes,
+                dropped: if drop { vec![wanted.id] } else { Vec::new() },
+                deleted: record.filter(|_| delete).map(|record| record.id).into_iter().collect(),
+                progress: serde_json::to_string(&self.progress).ok(),
+                ..PageWrite::default()
+            };
+            let lease = engine.after(engine.config.lease);
+            match engine.db.commit_page(&self.claim.fence, &write, engine.now(), lease).await {
+                Ok(boundary) if boundary.cancel => return Err(Stop::Cancelled),
+                Ok(boundary) if boundary.give_way => return Err(Stop::GiveWay),
+                Ok(_) => return Ok(()),
+                Err(storage::Error::Stale) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(Stop::Retry { detail: "other work on this connection was faster each time".to_owned(), after: None })
+    }
+
+    /// Writes the files of what is stored, where this process does.
+    async fn project(&mut self) -> Result<(), Stop> {
+        if self.engine.exporter.is_none() {
+            return Ok(());
+        }
+        let drained = project::drain(self.engine, self.claim.fence.connection).await?;
+        self.report.files += drained.files;
+        Ok(())
+    }
+
+    fn tell_progress(&mut self) {
+        self.progress.calls = self.calls_before + self.gate.calls();
+        self.progress.quota_left = self.gate.left();
+        let Some(total) = self.progress.total else { return };
+        let left = total.saturating_sub(self.progress.done);
+        self.progress.eta_seconds = Some(match self.progress.quota_left {
+            // Every further call costs one permit: what the windows hold decides.
+            Some(permits) if left > permits => self.quota_eta(left - permits),
+            _ => left / 4,
+        });
+    }
+
+    /// Seconds that this many calls wait for quota, by the slowest window.
+    fn quota_eta(&self, calls: u64) -> u64 {
+        let class = self.gate.class();
+        let slowest = self.setup.quotas.iter().map(|quota| {
+            let share = crate::model::quota::share(quota.limit, class).max(1);
+            calls.div_ceil(share) * quota.reset.length_ms().unsigned_abs() / 1000
+        });
+        slowest.max().unwrap_or(0)
+    }
+
+    fn check_stop(&self) -> Result<(), Stop> {
+        if self.engine.stop.is_cancelled() {
+            return Err(Stop::Shutdown);
+        }
+        if self.cancel.load(Ordering::Relaxed) {
+            return Err(Stop::Cancelled);
+        }
+        Ok(())
+    }
+
+    async fn pause(&self, wait: Duration) -> Result<(), Stop> {
+        tokio::select! {
+            () = self.engine.clock.sleep_until(self.engine.after(wait)) => Ok(()),
+            () = self.engine.stop.cancelled() => Err(Stop::Shutdown),
+        }
+    }
+}
+
+/// The name of what is read, as one of the few words that telemetry may use as a label.
+fn leak_free(name: &str, setup: &ProviderSetup) -> &'static str {
+    let spec = setup.spec();
+    let streams = spec.streams.iter().map(|stream| stream.name.0);
+    streams.chain(spec.parts.iter().map(|part| part.name.0)).find(|known| *known == name).unwrap_or("other")
+}
+
+/// A bound of an axis as an instant that both databases can compare; the beginning is the year 1.
+fn instant(ms: i64) -> DateTime<Utc> {
+    const YEAR_1_MS: i64 = -62_135_596_800_000;
+    const YEAR_9999_MS: i64 = 253_402_300_799_000;
+    DateTime::from_timestamp_millis(ms.clamp(YEAR_1_MS, YEAR_9999_MS)).unwrap_or_default()
+}
+
+/// Runs what is heavy on a thread of its own, so that the others' calls go on.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Error::Corrupt(format!("a page could not be prepared: {error}")))?
+}
+
+/// Streams of a report that did not end well.
+pub(crate) fn failed_streams(report: &RunReport) -> BTreeMap<&str, &str> {
+    report.streams.iter().filter_map(|(name, stream)| Some((name.as_str(), stream.error.as_deref()?))).collect()
+}
