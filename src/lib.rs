@@ -4,6 +4,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod api;
+pub mod app;
 pub mod calculated;
 pub mod clock;
 pub mod config;
@@ -17,3 +19,4 @@ pub mod storage;
 pub mod sync;
 pub mod telemetry;
 pub mod vault;
+pub mod worker;

@@ -20,7 +20,7 @@ mod windows;
 pub use accounts::{Account, NewAccount, RefreshLease};
 pub use api_keys::{ApiKey, NewApiKey};
 pub use connections::{Access, Connection, ConnectionView, Target};
-pub use db::Db;
+pub use db::{Db, WorkingLock};
 pub use error::{Error, Result};
 pub use exports::{ExportPart, RecordRow as ExportRecord, SummaryRow};
 pub use page::{

@@ -454,6 +454,10 @@ impl Db {
     /// When the database fails.
     pub async fn free_leases(&self, now: DateTime<Utc>) -> Result<u64> {
         let before = now - chrono::Duration::milliseconds(1);
+        // Refreshers are dead too; their name stays, because it tells that a token may have been lost with them.
+        write!(self, p => sqlx::query("update accounts set refresh_until = $1 where refresh_until is not null")
+            .bind(before).execute(p).await?.rows_affected());
+        write!(self, p => sqlx::query("update export_leases set until_at = $1").bind(before).execute(p).await?.rows_affected());
         Ok(write!(self, p => sqlx::query("update runs set lease_until = $1 where state = 'in_progress'")
             .bind(before).execute(p).await?.rows_affected()))
     }

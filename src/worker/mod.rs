@@ -1,0 +1,104 @@
+//! Works on runs: apalis takes ids off the ready list and calls the engine.
+//!
+//! May name sync and everything below. What must always hold: a run is executed only behind its claim, so an id may be
+//! popped twice or never; the sweep finds what the ready list lost. apalis supplies the worker, its concurrency and its
+//! graceful end; storage and ready list are ours (`docs/adr/0001-apalis-over-our-own-storage.md` says why).
+
+mod backend;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use apalis::prelude::*;
+
+use crate::sync::{self, Engine};
+use backend::{Job, Ready};
+
+/// Runs end within this time when the process is told to: the page in hand is finished.
+const GRACE: Duration = Duration::from_secs(10);
+/// The database server's time is looked at this often.
+const FOLLOW: Duration = Duration::from_secs(30);
+/// What has outlived its use is dropped this often.
+const CLEAN_UP: Duration = Duration::from_secs(3600);
+
+/// Works until the engine is told to stop; then finishes the pages in hand.
+///
+/// # Errors
+/// When the worker cannot be set up.
+pub async fn work(engine: Arc<Engine>) -> anyhow::Result<()> {
+    let keeper = tokio::spawn(keep(engine.clone()));
+    let stop = engine.stop.clone();
+    let register = move |restart: usize| {
+        WorkerBuilder::new(format!("{}-{restart}", engine.owner))
+            .backend(Ready::new(engine.clone()))
+            .concurrency(engine.config.concurrency)
+            .parallelize(tokio::spawn)
+            .catch_panic()
+            .data(engine.clone())
+            .build(handle)
+    };
+    Monitor::new()
+        .register(register)
+        // The backend answers no errors; whatever else ends a worker must not end the work.
+        .should_restart(|_, error| {
+            tracing::error!(%error, "worker ended, and is started again");
+            true
+        })
+        .shutdown_timeout(GRACE)
+        .run_with_signal(async move {
+            stop.cancelled().await;
+            Ok(())
+        })
+        .await?;
+    keeper.abort();
+    Ok(())
+}
+
+/// The outcome is in the run's row: apalis is told that all is well, so that none of its own retry rules applies.
+async fn handle(job: Job, engine: Data<Arc<Engine>>) -> Result<(), BoxDynError> {
+    if let Err(error) = sync::execute(&engine, job.0).await {
+        tracing::warn!(run = %job.0, %error, "a run was left to be claimed again");
+    }
+    Ok(())
+}
+
+/// What has to be done now and then: the sweep, the files of other processes' runs, the clock, old rows.
+async fn keep(engine: Arc<Engine>) {
+    let mut cleaned: Option<Instant> = None;
+    let mut followed: Option<Instant> = None;
+    loop {
+        if let Err(error) = sync::sweep(&engine).await {
+            tracing::warn!(%error, "the sweep failed");
+        }
+        if let Err(error) = export_others(&engine).await {
+            tracing::warn!(%error, "files could not be written");
+        }
+        if followed.is_none_or(|at| at.elapsed() >= FOLLOW) {
+            followed = Some(Instant::now());
+            if let Ok(Some(ms)) = engine.db.server_time_ms().await {
+                engine.clock.follow(ms);
+            }
+        }
+        if cleaned.is_none_or(|at| at.elapsed() >= CLEAN_UP) {
+            cleaned = Some(Instant::now());
+            if let Err(error) = engine.db.clean_up(engine.clock.now()).await {
+                tracing::warn!(%error, "old rows could not be dropped");
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(engine.config.sweep) => {}
+            () = engine.stop.cancelled() => return,
+        }
+    }
+}
+
+/// Where several processes work, one owns the export folder and writes the files of all.
+async fn export_others(engine: &Engine) -> Result<(), sync::Error> {
+    if engine.exporter.is_none() {
+        return Ok(());
+    }
+    for connection in engine.db.list_export_due().await? {
+        sync::drain(engine, connection).await?;
+    }
+    Ok(())
+}
