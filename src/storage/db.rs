@@ -41,6 +41,14 @@ pub struct Sqlite {
     pub(super) statements: Arc<AtomicU64>,
 }
 
+impl Postgres {
+    /// The pool, for reading what no function here reads: tests, and queries of people's own.
+    #[must_use]
+    pub fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+}
+
 /// Called when the group's commit came through (`true`) or did not.
 type Completion = Box<dyn FnOnce(bool) + Send>;
 type Job = Box<dyn for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Completion> + Send>;
@@ -297,6 +305,12 @@ pub struct WorkingLock {
 }
 
 impl Sqlite {
+    /// The pool that only reads, for what no function here reads: tests, and queries of people's own.
+    #[must_use]
+    pub fn pool(&self) -> &SqlitePool {
+        &self.read
+    }
+
     /// Runs `body` in the next group of accepts; answers when the group is on disk.
     pub(super) async fn accept<T, F>(&self, body: F) -> Result<T>
     where

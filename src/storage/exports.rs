@@ -111,11 +111,15 @@ impl Db {
         // of that time, not of today.
         let sql = "select p.id, p.kind, p.external_id, p.part, p.version, p.body, p.stored_at, p.formula, r.stem,
                 p.superseded_at is not null as superseded,
-                case when p.part <> 'summary' then (select q.body from parts q
-                    where q.connection_id = p.connection_id and q.kind = p.kind and q.external_id = p.external_id
-                        and q.part = 'summary' and q.body is not null
-                    order by case when q.stored_at <= p.stored_at then 0 else 1 end,
-                        case when q.stored_at <= p.stored_at then -q.version else q.version end limit 1)
+                case when p.part <> 'summary' then coalesce(
+                    (select q.body from parts q
+                        where q.connection_id = p.connection_id and q.kind = p.kind and q.external_id = p.external_id
+                            and q.part = 'summary' and q.body is not null and q.stored_at <= p.stored_at
+                        order by q.version desc limit 1),
+                    (select q.body from parts q
+                        where q.connection_id = p.connection_id and q.kind = p.kind and q.external_id = p.external_id
+                            and q.part = 'summary' and q.body is not null
+                        order by q.version limit 1))
                 end as primary_body
             from parts p join records r
                 on r.connection_id = p.connection_id and r.kind = p.kind and r.external_id = p.external_id

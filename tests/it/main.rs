@@ -1,0 +1,6 @@
+//! One binary for all tests that need a database: each extra one would link for itself.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod sync;
