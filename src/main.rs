@@ -1,2 +1,7 @@
-//! stub
-fn main() {}
+//! Starts the command line.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    wearsync::cli::main()
+}

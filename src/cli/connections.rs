@@ -1,0 +1,158 @@
+//! `wearsync connections`: a user's account at a provider.
+
+use std::io::{IsTerminal as _, Read as _};
+
+use clap::{Args, Subcommand};
+use secrecy::SecretString;
+use serde_json::{Value, json};
+
+use super::Session;
+use super::exit::{Exit, Outcome, usage};
+use super::output::{iso, remark, table, time, time_or_dash};
+use super::users::Whose;
+use crate::storage::ConnectionView;
+use crate::sync::{self, Engine, NewGrant, ProviderSetup};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Connect a user with a grant that you have; prints the connection's id
+    Add(Add),
+    /// List connections
+    List(Whose),
+    /// End a connection: its grant is forgotten, what is stored stays
+    Remove {
+        #[command(flatten)]
+        whose: Whose,
+        /// Provider, for example `strava`
+        #[arg(long)]
+        provider: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Add {
+    #[command(flatten)]
+    whose: Whose,
+    /// Provider, for example `strava`
+    #[arg(long)]
+    provider: String,
+    #[command(flatten)]
+    grant: Grant,
+}
+
+/// Secrets come by stdin: arguments can be read by everybody on the machine.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Grant {
+    /// Read a refresh token from stdin
+    #[arg(long)]
+    refresh_token_stdin: bool,
+    /// Read a fresh authorization code from stdin
+    #[arg(long)]
+    authorization_code_stdin: bool,
+}
+
+/// The provider of this name.
+pub(crate) fn find_provider<'a>(engine: &'a Engine, name: &str) -> anyhow::Result<&'a ProviderSetup> {
+    engine.provider(name).ok_or_else(|| {
+        let known: Vec<&str> = engine.providers.keys().copied().collect();
+        usage(format!("`{name}` is no provider; known are {}", known.join(", ")))
+    })
+}
+
+pub(crate) async fn run(session: &Session, command: Command) -> Outcome {
+    let app = session.open().await?;
+    let engine = &app.engine;
+    match command {
+        Command::Add(add) => {
+            let setup = find_provider(engine, &add.provider)?;
+            sync::app(setup)?;
+            let user = add.whose.find(&engine.db).await?;
+            let grant = read_grant(&add.grant).await?;
+            let id = sync::connect(engine, setup, user.id, &grant, None).await?;
+            let answer = json!({ "id": id, "user_id": user.id, "provider": setup.spec().name });
+            session.out.show(&answer, || id.to_string())?;
+            remark(&format!("next: wearsync sync {}", setup.spec().name));
+        }
+        Command::List(whose) => {
+            let user = whose.named(&engine.db).await?;
+            let views = engine.db.list_connections(user.map(|user| user.id)).await?;
+            let nothing = "no connections: `wearsync connections add` makes one";
+            session.out.show(&views.iter().map(view_json).collect::<Vec<_>>(), || {
+                let rows: Vec<Vec<String>> = views.iter().map(view_row).collect();
+                table(&["ID", "USER", "PROVIDER", "STATUS", "ACCOUNT", "CREATED", "LAST SUCCESS"], &rows, nothing)
+            })?;
+        }
+        Command::Remove { whose, provider } => {
+            let setup = find_provider(engine, &provider)?;
+            let user = whose.find(&engine.db).await?;
+            let Some(id) = engine.db.disconnect(user.id, setup.spec().name.0, engine.clock.now()).await? else {
+                anyhow::bail!("user {} has no connection to {}", user.id, setup.spec().title);
+            };
+            session.out.show(&json!({ "id": id, "status": "revoked" }), || format!("removed {id}"))?;
+            remark("what is stored stays; the application's permission is taken back at the provider");
+        }
+    }
+    app.close().await;
+    Ok(Exit::Done)
+}
+
+async fn read_grant(grant: &Grant) -> anyhow::Result<NewGrant> {
+    let what = if grant.refresh_token_stdin { "refresh token" } else { "authorization code" };
+    if std::io::stdin().is_terminal() {
+        remark(&format!("paste the {what}, then Enter and Ctrl-D"));
+    }
+    let text = tokio::task::spawn_blocking(|| {
+        let mut text = String::new();
+        // Far more than any token: a wrong file is noticed and not read to its end.
+        std::io::stdin().lock().take(16 * 1024).read_to_string(&mut text).map(|_| text)
+    })
+    .await??;
+    let text = text.trim();
+    if text.is_empty() || text.contains(char::is_whitespace) {
+        return Err(usage(format!("stdin holds no {what}: one word is expected and nothing else")));
+    }
+    let secret = SecretString::from(text.to_owned());
+    Ok(if grant.refresh_token_stdin { NewGrant::RefreshToken(secret) } else { NewGrant::AuthorizationCode(secret) })
+}
+
+/// What a person needs to know of it: `active`, `reauth`, `revoked`.
+fn status(view: &ConnectionView) -> &str {
+    if view.connection.status == "active" { &view.account_status } else { &view.connection.status }
+}
+
+/// The provider's id of the person, once a call has told it.
+fn person(view: &ConnectionView) -> Option<&str> {
+    (!view.provider_user_id.starts_with("pending:")).then_some(&view.provider_user_id)
+}
+
+fn view_row(view: &ConnectionView) -> Vec<String> {
+    let connection = &view.connection;
+    let status = match (status(view), &view.account_reason) {
+        ("reauth", Some(reason)) => format!("reauth: {reason}"),
+        (status, _) => status.to_owned(),
+    };
+    vec![
+        connection.id.to_string(),
+        connection.user_id.to_string(),
+        connection.provider.clone(),
+        status,
+        person(view).unwrap_or("not known yet").to_owned(),
+        time(connection.created_at),
+        time_or_dash(connection.last_success_at),
+    ]
+}
+
+fn view_json(view: &ConnectionView) -> Value {
+    let connection = &view.connection;
+    json!({
+        "id": connection.id,
+        "user_id": connection.user_id,
+        "provider": connection.provider,
+        "status": status(view),
+        "reason": view.account_reason,
+        "provider_user_id": person(view),
+        "created_at": iso(connection.created_at),
+        "last_success_at": connection.last_success_at.map(iso),
+    })
+}
