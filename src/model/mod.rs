@@ -19,7 +19,7 @@ pub use chunk::{Chunk, MAX_CHUNK_SAMPLES, SampleSet, chunks};
 pub use ids::{AccountId, ConnectionId, PartId, RecordId, RunId, UserId, WindowId};
 pub use part::{PartName, PartState};
 pub use record::{Details, Kind, Lap, Normalized, Record, Source, Wanted, Workout, ZoneTime};
-pub use report::{PartReport, Progress, RunReport, StreamReport};
+pub use report::{PartReport, Progress, Rebuilt, RunReport, StreamReport};
 pub use request::{DataType, SyncRequest};
 pub use run::{Class, RunSource, RunState};
 pub use series::SeriesType;

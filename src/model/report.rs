@@ -71,7 +71,19 @@ pub struct RunReport {
     /// Provider calls made.
     #[serde(default)]
     pub calls: u64,
+    /// What a rebuild came to, where the run was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rebuilt: Option<Rebuilt>,
     /// Things worth knowing: ignored parameters, dropped values.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+}
+
+/// What a rebuild came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rebuilt {
+    /// Records looked at.
+    pub records: u64,
+    /// Records whose row or samples were written anew.
+    pub changed: u64,
 }

@@ -190,7 +190,7 @@ impl<'a> Work<'a> {
     async fn read_all(&mut self) -> Result<(), Stop> {
         if self.request.rebuild {
             let done = rebuild::records(self.engine, self.setup, self.claim).await?;
-            self.report.notes.push(format!("{} records read, {} written anew", done.records, done.changed));
+            self.report.rebuilt = Some(done);
             return Ok(());
         }
         let mut again = self.engine.db.take_again(&self.claim.fence).await?;

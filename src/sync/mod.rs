@@ -11,6 +11,7 @@ mod fetch;
 mod import;
 mod plan;
 mod prepare;
+mod probe;
 mod project;
 mod rebuild;
 mod tokens;
@@ -26,8 +27,9 @@ use tokio_util::sync::CancellationToken;
 pub use accept::{Refused, app, check_support, connect_with_grant, parse_request, request_key, since_ms, submit};
 pub use execute::{Executed, execute, run_inline, sweep};
 pub use import::{NewGrant, connect, import_plain_settings};
+pub use probe::{Probe, probe};
 pub use project::{Exporter, drain};
-pub use rebuild::{Rebuilt, rebuild};
+pub use rebuild::rebuild;
 pub use tokens::{TokenFailure, TokenStore};
 
 use crate::clock::Clock;

@@ -1,25 +1,17 @@
 //! Records and samples, made anew from the stored answers. Changes no row unless the program that reads them changed.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use super::engine::{Stop, blocking};
 use super::prepare::{bodies_of, needed_for_rebuild, normalize_readable, record_hash};
 use super::{Engine, Error, ProviderSetup};
 use crate::export;
-use crate::model::{Chunk, Details, Kind, RecordId, chunks};
+use crate::model::{Chunk, ConnectionId, Class, Details, Kind, Rebuilt, RecordId, RunReport, RunSource, SyncRequest, chunks};
 use crate::storage::{ChunkWrite, Claim, PageWrite, RecordRow, RecordWrite};
 
 /// Records looked at in one page.
 const BATCH: i64 = 50;
-
-/// What a rebuild came to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Rebuilt {
-    /// Records looked at.
-    pub records: u64,
-    /// Records whose row or samples were written anew.
-    pub changed: u64,
-}
 
 /// One record made anew.
 struct Remade {
@@ -111,32 +103,30 @@ async fn same_chunks(engine: &Engine, record: RecordId, chunks: &[(Chunk, Vec<u8
     Ok(stored == made)
 }
 
-/// Rebuilds a connection through a run of its own, so that no other work is in its way.
+/// Rebuilds a connection through a run of its own, so that no other work is in its way, and waits for its end.
 ///
 /// # Errors
-/// When the connection is not active, or the database fails.
-pub async fn rebuild(
-    engine: &std::sync::Arc<Engine>,
-    connection: crate::model::ConnectionId,
-) -> Result<crate::model::RunId, Error> {
+/// When the connection is not active, other work holds it, or the database fails.
+pub async fn rebuild(engine: &Arc<Engine>, connection: ConnectionId) -> Result<Rebuilt, Error> {
     let Some(found) = engine.db.find_connection(connection).await? else {
         return Err(Error::Settings("there is no such connection".to_owned()));
     };
     let setup = engine
         .provider(&found.provider)
         .ok_or_else(|| Error::Corrupt(format!("connections.provider: {}", found.provider)))?;
-    let request = crate::model::SyncRequest { rebuild: true, ..Default::default() };
-    let accepted = super::submit(
-        engine,
-        setup,
-        connection,
-        &request,
-        crate::model::Class::Interactive,
-        crate::model::RunSource::Pull,
-        None,
-    )
-    .await?;
-    accepted
-        .map(|accepted| accepted.id)
-        .ok_or_else(|| Error::Settings("the connection is not active: connect it again first".to_owned()))
+    let request = SyncRequest { rebuild: true, ..SyncRequest::default() };
+    let accepted =
+        super::submit(engine, setup, connection, &request, Class::Interactive, RunSource::Pull, None).await?;
+    let Some(accepted) = accepted else {
+        return Err(Error::Settings("the connection is not active: connect it again first".to_owned()));
+    };
+    super::execute(engine, accepted.id).await?;
+    let run = engine.db.find_run(accepted.id).await?;
+    let report = run.and_then(|run| serde_json::from_str::<RunReport>(&run.report.unwrap_or_default()).ok());
+    report.and_then(|report| report.rebuilt).ok_or_else(|| {
+        Error::Settings(format!(
+            "another run of this connection goes first; the rebuild is queued as {}: see `wearsync runs show`",
+            accepted.id
+        ))
+    })
 }

@@ -66,7 +66,7 @@ impl Persistence for Pop {
             match engine.shared.pop(engine.clock.now_ms()).await {
                 Ok(Some(id)) => {
                     let payload = serde_json::to_vec(&Job(id)).map_err(|error| Refused(error.to_string()))?;
-                    return Ok(vec![TaskBuilder::new(payload).build()]);
+                    return Ok(vec![TaskBuilder::new(payload).task_id(TaskId::from_uuid(id.0)).build()]);
                 }
                 Ok(None) => {
                     tokio::select! {
