@@ -201,6 +201,8 @@ pub struct PageWrite {
     pub window: Option<WindowMove>,
     /// JSON of the progress.
     pub progress: Option<String>,
+    /// JSON of the report so far: a claim after a crash goes on from it.
+    pub report: Option<String>,
 }
 
 /// What the worker has to know at a page boundary.
@@ -331,10 +333,11 @@ impl Db {
                 return Err(Error::Fenced);
             }
             let run: Option<(bool, i64)> = sqlx::query_as("update runs set lease_until = $3, committed = committed + 1,
-                        crashes = 0, attempts = 0, progress = coalesce($4, progress)
+                        crashes = 0, attempts = 0, progress = coalesce($4, progress),
+                        report = coalesce($5, report)
                     where id = $1 and epoch = $2 and state = 'in_progress'
                     returning cancel_requested, class")
-                .bind(fence.run).bind(fence.run_epoch).bind(lease_until).bind(page.progress.as_deref())
+                .bind(fence.run).bind(fence.run_epoch).bind(lease_until).bind(page.progress.as_deref()).bind(page.report.as_deref())
                 .fetch_optional(&mut *t).await?;
             let Some((cancel, class)) = run else { return Err(Error::Fenced) };
             if page_seq != page.page_seq {

@@ -265,6 +265,7 @@ impl<'a> Work<'a> {
         loop {
             let page = self.fetch_page(stream, BEGINNING_MS, i64::MAX, position.as_ref(), 0).await?;
             let next = page.next.clone();
+            self.complete(stream, next == Next::End);
             self.store(stream, page, None).await?;
             match next {
                 Next::End => return Ok(()),
@@ -304,6 +305,11 @@ impl<'a> Work<'a> {
                 Next::Position(position) => window.position = Some(position),
             }
         }
+    }
+
+    /// Notes that everything asked of a stream is read, if so; committed with the page that it comes from.
+    fn complete(&mut self, stream: &StreamSpec, end: bool) {
+        self.report.streams.entry(stream.name.0.to_owned()).or_default().complete |= end;
     }
 
     /// Records that lie in a window that was listed whole, and were not listed: each is asked for by itself before it
@@ -505,6 +511,7 @@ impl<'a> Work<'a> {
             done.write.window.clone_from(&window);
             done.write.wanted.extend(missing.iter().cloned());
             done.write.progress = serde_json::to_string(&self.progress).ok();
+            done.write.report = self.report_so_far();
             failpoint::hit("page-prepared");
             let lease = engine.after(engine.config.lease);
             match engine.db.commit_page(fence, &done.write, engine.now(), lease).await {
@@ -670,6 +677,7 @@ impl<'a> Work<'a> {
                 dropped: if drop { vec![wanted.id] } else { Vec::new() },
                 deleted: record.filter(|_| delete).map(|record| record.id).into_iter().collect(),
                 progress: serde_json::to_string(&self.progress).ok(),
+                report: self.report_so_far(),
                 ..PageWrite::default()
             };
             let lease = engine.after(engine.config.lease);
@@ -714,6 +722,11 @@ impl<'a> Work<'a> {
             calls.div_ceil(share) * quota.reset.length_ms().unsigned_abs() / 1000
         });
         slowest.max().unwrap_or(0)
+    }
+
+    fn report_so_far(&mut self) -> Option<String> {
+        self.report.calls = self.calls_before + self.gate.calls();
+        serde_json::to_string(&self.report).ok()
     }
 
     fn check_stop(&self) -> Result<(), Stop> {

@@ -7,7 +7,9 @@ use super::engine::{Stop, blocking};
 use super::prepare::{bodies_of, needed_for_rebuild, normalize_readable, record_hash};
 use super::{Engine, Error, ProviderSetup};
 use crate::export;
-use crate::model::{Chunk, ConnectionId, Class, Details, Kind, Rebuilt, RecordId, RunReport, RunSource, SyncRequest, chunks};
+use crate::model::{
+    Chunk, Class, ConnectionId, Details, Kind, Rebuilt, RecordId, RunReport, RunSource, SyncRequest, chunks,
+};
 use crate::storage::{ChunkWrite, Claim, PageWrite, RecordRow, RecordWrite};
 
 /// Records looked at in one page.

@@ -31,13 +31,19 @@ async fn second_sync(shape: Shape) {
     let world = World::new(shape, small()).await;
     world.sync().await;
     let before = tree(&world.place.export_dir());
-    let calls = world.ask("ledger").await["calls"].clone();
+    let before_calls = calls(&world).await;
     let run = world.sync().await;
     assert_eq!(run.run_state(), RunState::Success, "{run:?}");
     assert_eq!(before, tree(&world.place.export_dir()), "a second sync touches no file");
-    let after = world.ask("ledger").await["calls"].clone();
-    println!("{calls} then {after}");
+    // The profile, one page, and the empty page that ends the list.
+    assert_eq!(calls(&world).await - before_calls, 3, "provider calls of a sync that finds nothing");
     world.check().await;
+}
+
+async fn calls(world: &World) -> u64 {
+    let ledger = world.ask("ledger").await;
+    let calls = ledger["ledger"]["calls"].as_object().expect("calls").clone();
+    calls.iter().filter(|(name, _)| *name != "token").filter_map(|(_, n)| n.as_u64()).sum()
 }
 
 async fn changes(shape: Shape) {

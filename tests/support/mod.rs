@@ -256,6 +256,15 @@ pub async fn get(http: &reqwest::Client, url: &str) -> Value {
 }
 
 pub async fn engine(place: &Place, simulator: &str, clock: Clock, settings: &[(&str, &str)]) -> Arc<Engine> {
+    build(place, simulator, clock, settings, true).await
+}
+
+/// An engine that accepts and never writes a file: beside processes that work.
+pub async fn engine_without_files(place: &Place, simulator: &str) -> Arc<Engine> {
+    build(place, simulator, Clock::system(), &[], false).await
+}
+
+async fn build(place: &Place, simulator: &str, clock: Clock, settings: &[(&str, &str)], files: bool) -> Arc<Engine> {
     let mut env = place.env(simulator);
     for (name, value) in settings {
         env.insert((*name).to_owned(), (*value).to_owned());
@@ -268,10 +277,11 @@ pub async fn engine(place: &Place, simulator: &str, clock: Clock, settings: &[(&
         _ => Coordination::local(),
     };
     let vault = Vault::from_config(&config).expect("a key");
-    let folder =
-        Folder::open(&config.export_dir, &config.state_dir().join(format!("export-{}.lock", uuid::Uuid::now_v7())));
-    let folder = folder.expect("a folder");
-    Engine::new(config, db, shared, vault, clock, Some(Exporter::new(folder))).expect("an engine")
+    let exporter = files.then(|| {
+        let lock = config.state_dir().join(format!("export-{}.lock", uuid::Uuid::now_v7()));
+        Exporter::new(Folder::open(&config.export_dir, &lock).expect("a folder"))
+    });
+    Engine::new(config, db, shared, vault, clock, exporter).expect("an engine")
 }
 
 /// What the simulator says exists, by id.
