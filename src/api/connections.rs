@@ -1,0 +1,198 @@
+//! What a user is connected to, and how complete it is.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::App;
+use super::error::{Error, missing};
+use super::extract::{Caller, IdPath, MayRead};
+use crate::model::{BEGINNING_MS, UserId};
+use crate::storage::{ConnectionView, Gap};
+use crate::sync;
+
+/// A user's connection to a provider, and what the provider can do.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ConnectionRead {
+    /// Its id.
+    id: Uuid,
+    /// Whose.
+    user_id: Uuid,
+    /// Provider name.
+    provider: String,
+    /// The provider's id of the person; null until it is known.
+    #[schema(required)]
+    provider_user_id: Option<String>,
+    /// The provider's name of the person; not kept.
+    #[schema(required)]
+    provider_username: Option<String>,
+    /// What the person agreed to; not kept.
+    #[schema(required)]
+    scope: Option<String>,
+    /// `active`; `revoked` when the user was disconnected; `expired` when the provider refused the grant.
+    status: &'static str,
+    /// The latest sync that read everything it was asked for.
+    #[schema(required)]
+    last_synced_at: Option<DateTime<Utc>>,
+    /// When it was made.
+    created_at: DateTime<Utc>,
+    /// When it last changed.
+    updated_at: DateTime<Utc>,
+    /// Always null.
+    #[schema(required)]
+    icon_url: Option<String>,
+    /// Null: as far back as the provider has data.
+    #[schema(required)]
+    max_historical_days: Option<i64>,
+    /// Whether data can be asked for.
+    rest_pull: bool,
+    /// Whether the provider sends data by itself.
+    webhook_stream: bool,
+    /// Whether the provider sends notices by itself.
+    webhook_ping: bool,
+    /// Whether the provider answers a request by a webhook.
+    webhook_callback: bool,
+    /// How new data comes in.
+    #[schema(required)]
+    live_sync_mode: Option<&'static str>,
+    /// Other users with the same account at the provider; not told.
+    linked_user_ids: Vec<Uuid>,
+}
+
+impl From<ConnectionView> for ConnectionRead {
+    fn from(view: ConnectionView) -> Self {
+        let ConnectionView { connection, account_status, account_reason: _, provider_user_id } = view;
+        Self {
+            id: connection.id.0,
+            user_id: connection.user_id.0,
+            provider: connection.provider,
+            // A pasted grant has a place-holder until its first call names the person.
+            provider_user_id: Some(provider_user_id).filter(|id| !id.starts_with("pending:")),
+            provider_username: None,
+            scope: None,
+            status: match (connection.status.as_str(), account_status.as_str()) {
+                ("active", "active") => "active",
+                ("active", _) => "expired",
+                _ => "revoked",
+            },
+            last_synced_at: connection.last_success_at,
+            created_at: connection.created_at,
+            updated_at: connection.updated_at,
+            icon_url: None,
+            max_historical_days: None,
+            rest_pull: true,
+            webhook_stream: false,
+            webhook_ping: false,
+            webhook_callback: false,
+            live_sync_mode: Some("pull"),
+            linked_user_ids: Vec::new(),
+        }
+    }
+}
+
+/// List connections
+///
+/// A user's connections, newest first; an unknown user has none. Needs the scope `read`.
+#[utoipa::path(
+    get,
+    path = "/api/v1/users/{user_id}/connections",
+    operation_id = "list_connections",
+    tag = "connections",
+    params(("user_id" = Uuid, Path, description = "UUID of the user")),
+    responses((status = 200, description = "The connections", body = [ConnectionRead], example = json!([{
+        "id": "7a1f9d52-0c44-4f0a-9b58-0d2f6f1f7a11", "user_id": "b2b6c1de-5a0e-4a39-9d0c-2f8e1f0f4c77",
+        "provider": "strava", "provider_user_id": "134815", "provider_username": null, "scope": null,
+        "status": "active", "last_synced_at": "2026-03-10T12:01:04.100Z", "created_at": "2026-03-01T08:05:00Z",
+        "updated_at": "2026-03-01T08:05:00Z", "icon_url": null, "max_historical_days": null, "rest_pull": true,
+        "webhook_stream": false, "webhook_ping": false, "webhook_callback": false, "live_sync_mode": "pull",
+        "linked_user_ids": []
+    }])))
+)]
+pub(super) async fn list_connections(
+    _: Caller<MayRead>,
+    State(app): State<Arc<App>>,
+    IdPath(id): IdPath,
+) -> Result<Json<Vec<ConnectionRead>>, Error> {
+    let views = app.state.engine.db.list_connections(Some(UserId(id))).await?;
+    Ok(Json(views.into_iter().map(ConnectionRead::from).collect()))
+}
+
+/// A range of a stream that is not stored to its end.
+#[derive(Serialize, ToSchema)]
+pub(super) struct GapRead {
+    /// Provider name.
+    provider: String,
+    /// Which of its streams.
+    stream: String,
+    /// From when on; null: from the beginning.
+    #[schema(required)]
+    from: Option<DateTime<Utc>>,
+    /// The same in milliseconds since 1970.
+    #[schema(required)]
+    from_ms: Option<i64>,
+    /// Up to when.
+    to: DateTime<Utc>,
+    /// The same in milliseconds since 1970.
+    to_ms: i64,
+    /// `open`: a sync has begun to read it; `asked`: the provider was asked to send it; `unread`: nobody has begun.
+    state: &'static str,
+    /// Why it does not get on; absent when nothing is known to be wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+impl From<Gap> for GapRead {
+    fn from(gap: Gap) -> Self {
+        let lo = (gap.lo > BEGINNING_MS).then_some(gap.lo);
+        Self {
+            provider: gap.provider,
+            stream: gap.stream,
+            from: lo.and_then(DateTime::from_timestamp_millis),
+            from_ms: lo,
+            to: DateTime::from_timestamp_millis(gap.hi).unwrap_or_default(),
+            to_ms: gap.hi,
+            state: gap.state,
+            error: gap.last_error,
+        }
+    }
+}
+
+/// What is missing of a user's data.
+#[derive(Serialize, ToSchema)]
+pub(super) struct GapList {
+    /// The gaps, oldest first per stream; empty: everything up to now is stored.
+    items: Vec<GapRead>,
+}
+
+/// List gaps
+///
+/// The ranges up to now that are not stored to their end, per stream of each active connection. Needs the scope `read`.
+#[utoipa::path(
+    get,
+    path = "/api/v1/users/{user_id}/gaps",
+    operation_id = "list_gaps",
+    tag = "connections",
+    params(("user_id" = Uuid, Path, description = "UUID of the user")),
+    responses(
+        (status = 200, description = "The gaps", body = GapList, example = json!({"items": [
+            {"provider": "strava", "stream": "activities", "from": null, "from_ms": null,
+             "to": "2026-03-10T12:01:00Z", "to_ms": 1_773_144_060_000_i64, "state": "open", "error": "no answer"}
+        ]})),
+        (status = 404, description = "No such user", body = super::error::Body),
+    )
+)]
+pub(super) async fn list_gaps(
+    _: Caller<MayRead>,
+    State(app): State<Arc<App>>,
+    IdPath(id): IdPath,
+) -> Result<Json<GapList>, Error> {
+    let engine = &app.state.engine;
+    engine.db.find_user(UserId(id)).await?.ok_or_else(|| missing("User", id))?;
+    let gaps = sync::list_gaps(engine, UserId(id)).await?;
+    Ok(Json(GapList { items: gaps.into_iter().map(GapRead::from).collect() }))
+}

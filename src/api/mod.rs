@@ -1,0 +1,187 @@
+//! HTTP in, calls out, and nothing more: router, one file per resource, extractors, failures, the OpenAPI document.
+//!
+//! May name sync and everything below it. What must always hold: only `error.rs` knows the status code of a failure;
+//! who shows no key that works learns nothing else; a 2xx to a sync is on disk; no answer and no log line quotes a
+//! secret or an inner error.
+
+mod connections;
+mod error;
+mod extract;
+mod openapi;
+mod service;
+mod sync;
+mod tasks;
+mod users;
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderValue, Uri, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Redirect, Response};
+use axum::routing::post;
+use chrono::{DateTime, Utc};
+use futures::FutureExt as _;
+use metrics_exporter_prometheus::PrometheusHandle;
+use utoipa::OpenApi as _;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use utoipa_swagger_ui::SwaggerUi;
+use uuid::Uuid;
+
+use crate::sync::Engine;
+use crate::telemetry;
+use error::Error;
+
+/// Bodies beyond this are refused.
+const BODY_LIMIT: usize = 1 << 20;
+
+/// How long an answer may take. A sync that is waited for has its own time besides.
+const TIME_LIMIT: Duration = Duration::from_secs(30);
+
+/// What the API stands on.
+#[derive(Clone)]
+pub struct ApiState {
+    /// Does the work.
+    pub engine: Arc<Engine>,
+    /// Renders `/metrics`.
+    pub metrics: PrometheusHandle,
+    /// Whether `/metrics` takes a key: set it wherever other machines can ask.
+    pub metrics_need_key: bool,
+}
+
+/// What the handlers share.
+struct App {
+    state: ApiState,
+    /// When this process last noted the use of a key.
+    touched: Mutex<HashMap<Uuid, DateTime<Utc>>>,
+    /// The document, as served.
+    document: Bytes,
+}
+
+fn routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::with_openapi(openapi::Document::openapi())
+        .routes(routes!(sync::sync_user_data))
+        .routes(routes!(sync::sync_provider_user_data))
+        .routes(routes!(tasks::list_tasks))
+        .routes(routes!(tasks::get_task, tasks::cancel_task))
+        .routes(routes!(users::list_users, users::create_user))
+        .routes(routes!(users::get_user, users::update_user, users::delete_user))
+        .routes(routes!(connections::list_connections))
+        .routes(routes!(connections::list_gaps))
+        .routes(routes!(service::get_root))
+        .routes(routes!(service::get_liveness))
+        .routes(routes!(service::get_readiness))
+        .routes(routes!(service::get_metrics))
+        .routes(routes!(service::get_openapi))
+}
+
+/// The OpenAPI document (3.1).
+#[must_use]
+pub fn document() -> utoipa::openapi::OpenApi {
+    openapi::finish(routes().into_openapi())
+}
+
+/// The OpenAPI document as text, as it is checked in and served: two-space indent, newline at the end.
+#[must_use]
+pub fn document_json() -> String {
+    let Ok(text) = serde_json::to_string_pretty(&document()) else {
+        unreachable!("a document holds nothing that JSON cannot say")
+    };
+    text + "\n"
+}
+
+/// The whole service, ready to be served.
+pub fn router(state: ApiState) -> Router {
+    let app = Arc::new(App { state, touched: Mutex::default(), document: document_json().into() });
+    let (router, _) = routes().split_for_parts();
+    let docs: Router = SwaggerUi::new("/docs").config(utoipa_swagger_ui::Config::from("/openapi.json")).into();
+    router
+        // The seed's own form, as it is written there. Served, not listed.
+        .route("/{provider}/users/{user_id}/sync", post(sync::sync_user_data))
+        .with_state(app.clone())
+        .merge(docs)
+        .fallback(no_route)
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(middleware::from_fn_with_state(app, outermost))
+}
+
+/// An unknown path; a known one with a slash too many is sent to the right place.
+async fn no_route(uri: Uri) -> Response {
+    let path = uri.path();
+    let bare = path.trim_end_matches('/');
+    // `//elsewhere/` would send people to another host.
+    if bare.len() + 1 == path.len() && bare.ends_with("/sync") && !path.starts_with("//") && !path.contains('\\') {
+        let query = uri.query().map_or_else(String::new, |query| format!("?{query}"));
+        return Redirect::temporary(&format!("{bare}{query}")).into_response();
+    }
+    Error::NoRoute.into_response()
+}
+
+/// Around every request: its id, its time, its end (also when a handler panics), and one event.
+async fn outermost(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let begun = Instant::now();
+    let id = request_id(request.headers());
+    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let route = route.unwrap_or_else(|| "unknown".to_owned());
+    let limit = if route.ends_with("/sync") { TIME_LIMIT + app.state.engine.config.inline_timeout } else { TIME_LIMIT };
+
+    let mut response = if announces_too_much(request.headers()) {
+        Error::TooLarge.into_response()
+    } else {
+        match AssertUnwindSafe(tokio::time::timeout(limit, next.run(request))).catch_unwind().await {
+            Ok(Ok(response)) => response,
+            Ok(Err(_)) => Error::TimedOut.into_response(),
+            Err(_) => {
+                tracing::error!(request_id = %id, route, "a handler panicked");
+                Error::Internal.into_response()
+            }
+        }
+    };
+
+    if let Some(failure) = error::failure_of(&mut response) {
+        let mut rendered = failure.render(&id);
+        if let Some(allow) = response.headers_mut().remove(header::ALLOW) {
+            rendered.headers_mut().insert(header::ALLOW, allow);
+        }
+        response = rendered;
+    }
+    if response.status().is_server_error() {
+        tracing::warn!(request_id = %id, route, "request failed");
+    }
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert("x-request-id", value);
+    }
+    error::set(&mut response, header::X_CONTENT_TYPE_OPTIONS, "nosniff");
+    error::set(&mut response, header::X_FRAME_OPTIONS, "DENY");
+    error::set(&mut response, header::REFERRER_POLICY, "no-referrer");
+    if !route.starts_with("/docs") {
+        error::set(&mut response, header::CACHE_CONTROL, "no-store");
+    }
+    telemetry::http_request(method.as_str(), &route, response.status().as_u16(), begun.elapsed().as_secs_f64());
+    response
+}
+
+/// The caller's own id when it is short and plain, else a new one: it ends up in our log.
+fn request_id(headers: &HeaderMap) -> String {
+    let told = headers.get("x-request-id").and_then(|value| value.to_str().ok());
+    let sane = |id: &&str| {
+        (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b))
+    };
+    told.filter(sane).map_or_else(|| Uuid::now_v7().to_string(), str::to_owned)
+}
+
+/// Refuses a large body before it is read, also on paths that read none.
+fn announces_too_much(headers: &HeaderMap) -> bool {
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    length.is_some_and(|length| length > BODY_LIMIT as u64)
+}
+
+#[cfg(test)]
+mod tests;
