@@ -165,13 +165,14 @@ impl From<Gap> for GapRead {
 /// What is missing of a user's data.
 #[derive(Serialize, ToSchema)]
 pub(super) struct GapList {
-    /// The gaps, oldest first per stream; empty: everything up to now is stored.
+    /// The gaps, oldest first per stream; empty: everything is stored.
     items: Vec<GapRead>,
 }
 
 /// List gaps
 ///
-/// The ranges up to now that are not stored to their end, per stream of each active connection. Needs the scope `read`.
+/// The ranges that are not stored to their end, per stream of each active connection. What is newer than the latest
+/// sync counts once that sync is longer ago than the next one reads back. Needs the scope `read`.
 #[utoipa::path(
     get,
     path = "/api/v1/users/{user_id}/gaps",
@@ -193,6 +194,6 @@ pub(super) async fn list_gaps(
 ) -> Result<Json<GapList>, Error> {
     let engine = &app.state.engine;
     engine.db.find_user(UserId(id)).await?.ok_or_else(|| missing("User", id))?;
-    let gaps = sync::list_gaps(engine, UserId(id)).await?;
+    let gaps = sync::list_gaps(engine, Some(UserId(id))).await?;
     Ok(Json(GapList { items: gaps.into_iter().map(GapRead::from).collect() }))
 }

@@ -333,6 +333,7 @@ fn read_query(spec: &ProviderSpec, query: &str) -> Result<(SyncRequest, bool), E
         samples: takes("samples", samples, has_part("samples")),
         zones: takes("zones", zones, has_part("zones")),
         route: takes("route", route, has_part("route")),
+        rebuild: false,
         ignored,
     };
     Ok((request, inline))

@@ -6,30 +6,29 @@ use crate::storage::{Gap, WindowRow};
 
 use super::{Engine, Error};
 
-/// The gaps of a user's active connections, oldest first per stream. Streams without an axis have none: they are read
-/// whole every time.
+/// The gaps of the active connections of one user, or of all; oldest first per stream. Streams without an axis have none:
+/// they are read whole every time.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn list_gaps(engine: &Engine, user: UserId) -> Result<Vec<Gap>, Error> {
+pub async fn list_gaps(engine: &Engine, user: Option<UserId>) -> Result<Vec<Gap>, Error> {
     let now_ms = engine.clock.now_ms();
-    let cover = engine.db.list_cover(user).await?;
     let mut gaps = Vec::new();
-    for view in engine.db.list_connections(Some(user)).await? {
+    for view in engine.db.list_connections(user).await? {
         let connection = view.connection;
         let Some(provider) = providers::find(&connection.provider).filter(|_| connection.status == "active") else {
             continue;
         };
+        let windows = engine.db.list_windows(connection.id).await?;
         for stream in provider.spec().streams.iter().filter(|stream| stream.axis != Axis::None) {
-            let windows: Vec<&WindowRow> = cover
-                .iter()
-                .filter(|(id, _, window)| *id == connection.id && window.stream == stream.name.0)
-                .map(|(_, _, window)| window)
-                .collect();
-            gaps.extend(missing(&windows, now_ms).into_iter().map(|piece| Gap {
+            let name = stream.name.0;
+            let cover: Vec<&WindowRow> =
+                windows.iter().filter(|window| window.stream == name && window.purpose == "cover").collect();
+            let until_ms = until(&cover, now_ms, stream.overlap_ms);
+            gaps.extend(missing(&cover, until_ms).into_iter().map(|piece| Gap {
                 connection_id: connection.id,
                 provider: connection.provider.clone(),
-                stream: stream.name.0.to_owned(),
+                stream: name.to_owned(),
                 lo: piece.lo,
                 hi: piece.hi,
                 state: piece.state,
@@ -38,6 +37,13 @@ pub async fn list_gaps(engine: &Engine, user: UserId) -> Result<Vec<Gap>, Error>
         }
     }
     Ok(gaps)
+}
+
+/// Up to where a stream should be covered: to now, but not beyond its newest reading while that is so new that the next
+/// sync reads back over it anyway. Otherwise everything would have a gap a second after each sync.
+fn until(cover: &[&WindowRow], now_ms: i64, overlap_ms: i64) -> i64 {
+    let newest = cover.iter().map(|window| window.hi).max();
+    newest.filter(|newest| now_ms - newest <= overlap_ms).unwrap_or(now_ms)
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -110,6 +116,12 @@ mod tests {
         assert_eq!(pieces(&[window(BEGINNING_MS, 1500, "done")]), []);
         let windows = [window(100, 400, "done"), window(300, 500, "done"), window(700, 900, "done")];
         assert_eq!(pieces(&windows), [(BEGINNING_MS, 100, "unread"), (500, 700, "unread"), (900, 1000, "unread")]);
+    }
+
+    #[test]
+    fn a_fresh_reading_leaves_nothing_stale() {
+        let window = window(BEGINNING_MS, 1000, "done");
+        assert_eq!((until(&[&window], 1500, 700), until(&[&window], 9000, 700), until(&[], 9000, 700)), (1000, 9000, 9000));
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod engine;
 mod execute;
 mod failpoint;
 mod fetch;
+mod gaps;
 mod import;
 mod plan;
 mod prepare;
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use accept::{Refused, app, check_support, connect_with_grant, parse_request, request_key, since_ms, submit};
 pub use execute::{Executed, execute, run_inline, sweep};
+pub use gaps::list_gaps;
 pub use import::{NewGrant, connect, import_plain_settings};
 pub use probe::{Probe, probe};
 pub use project::{Exporter, drain};
