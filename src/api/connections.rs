@@ -143,6 +143,7 @@ pub(super) struct GapRead {
     state: &'static str,
     /// Why it does not get on; absent when nothing is known to be wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     error: Option<String>,
 }
 

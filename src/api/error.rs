@@ -56,6 +56,7 @@ pub(super) struct Body {
     code: &'static str,
     /// What to do about it; absent where there is nothing to say.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     hint: Option<&'static str>,
     /// Also in the header `X-Request-Id` and in our log.
     request_id: String,

@@ -34,8 +34,8 @@ pub(super) struct SyncParams {
     /// what is not stored yet.
     #[param(minimum = 0, example = 1_767_225_600)]
     since: Option<i64>,
-    /// Items per call to the provider; never a limit of the result.
-    #[param(minimum = 1, maximum = 100, default = 50)]
+    /// Items per call to the provider, never a limit of the result. Left out: as many as suits the provider.
+    #[param(minimum = 1, maximum = 100, example = 50)]
     limit: Option<i64>,
     /// Items to skip. A sync with an offset above 0 proves nothing about what is complete.
     #[param(minimum = 0, default = 0)]
@@ -86,6 +86,7 @@ pub(super) struct SyncDone {
     counts: Counts,
     /// Why it is no success; absent when it is.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     reason: Option<String>,
 }
 

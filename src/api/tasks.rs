@@ -40,9 +40,11 @@ pub(super) struct Task {
     terminal: bool,
     /// Why it waits, failed, is partial or was cancelled; absent when there is nothing to say.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     reason: Option<String>,
     /// When it goes on; only while it is queued or waiting.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     due_at: Option<DateTime<Utc>>,
     /// Whether it was asked to end.
     cancel_requested: bool,
@@ -60,18 +62,23 @@ pub(super) struct Task {
     created_at: DateTime<Utc>,
     /// When the work began; absent before.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     started_at: Option<DateTime<Utc>>,
     /// When it became final; absent before.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     ended_at: Option<DateTime<Utc>>,
     /// How far it is; absent before its first page.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     progress: Option<TaskProgress>,
     /// Per part asked for: whether all of it was read. Only when final.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     details: Option<Details>,
     /// What has come of it so far; absent before the first time it ended or was put back.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     report: Option<Report>,
 }
 
@@ -84,12 +91,15 @@ pub(super) struct TaskProgress {
     done: u64,
     /// Items of it in all, where that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     total: Option<u64>,
     /// Calls left in the tightest quota of the provider.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     quota_left: Option<u64>,
     /// Seconds until the task is thought to end, waits for quota included.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     eta_seconds: Option<u64>,
     /// Calls made so far.
     calls: u64,
@@ -101,9 +111,11 @@ pub(super) struct TaskProgress {
 pub(super) struct Details {
     /// Activities and exercises.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     workouts: Option<bool>,
     /// Sleep, recovery, activity samples.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     data_247: Option<bool>,
 }
 

@@ -121,7 +121,10 @@ mod tests {
     #[test]
     fn a_fresh_reading_leaves_nothing_stale() {
         let window = window(BEGINNING_MS, 1000, "done");
-        assert_eq!((until(&[&window], 1500, 700), until(&[&window], 9000, 700), until(&[], 9000, 700)), (1000, 9000, 9000));
+        assert_eq!(
+            (until(&[&window], 1500, 700), until(&[&window], 9000, 700), until(&[], 9000, 700)),
+            (1000, 9000, 9000)
+        );
     }
 
     #[test]
