@@ -15,6 +15,8 @@ use crate::telemetry;
 const CRASHES: i64 = 3;
 /// Put-backs after failures in a row before a run is given up.
 const ATTEMPTS: i64 = 5;
+/// How often an inline call looks after a run that another worker has.
+const FOLLOW: std::time::Duration = std::time::Duration::from_millis(100);
 /// Runs put on the ready list by one sweep; the next one finds the rest.
 const SWEEP: i64 = 1000;
 
@@ -218,8 +220,8 @@ fn json(report: &RunReport) -> String {
     serde_json::to_string(report).unwrap_or_default()
 }
 
-/// Executes an accepted run here and answers its row: final, or not yet when it was put back, is held by another worker,
-/// or the time for inline calls is over. The work goes on when the caller leaves.
+/// Executes an accepted run here and answers its row: final, or not yet when it was put back, is behind another run of its
+/// connection, or the time for inline calls is over. The work goes on when the caller leaves.
 ///
 /// # Errors
 /// When the database fails.
@@ -228,14 +230,23 @@ pub async fn run_inline(engine: &Arc<Engine>, id: RunId) -> Result<Run, Error> {
         let engine = engine.clone();
         async move { execute(&engine, id).await }
     });
-    match tokio::time::timeout(engine.config.inline_timeout, work).await {
+    let end = tokio::time::Instant::now() + engine.config.inline_timeout;
+    match tokio::time::timeout_at(end, work).await {
         Ok(Ok(result)) => {
             result?;
         }
         Ok(Err(panic)) => return Err(Error::Corrupt(format!("the run's work ended in a panic: {panic}"))),
         Err(_) => {}
     }
-    engine.db.find_run(id).await?.ok_or_else(|| Error::Corrupt("the run is gone: its user was erased".to_owned()))
+    loop {
+        let run = engine.db.find_run(id).await?;
+        let run = run.ok_or_else(|| Error::Corrupt("the run is gone: its user was erased".to_owned()))?;
+        // The ready list told a worker of it, too; where that one was faster, its end is as good as ours.
+        if run.run_state() != RunState::InProgress || tokio::time::Instant::now() >= end {
+            return Ok(run);
+        }
+        tokio::time::sleep(FOLLOW).await;
+    }
 }
 
 /// Puts runs on the ready list that nobody was told of, or whose holder died.
