@@ -40,6 +40,24 @@ const BELOW_APP: &[&str] = &[
     "simulator",
 ];
 
+/// Everything: commands read rows as `api` does, and put the simulator beside the server.
+const BELOW_CLI: &[&str] = &[
+    "clock",
+    "config",
+    "telemetry",
+    "calculated",
+    "vault",
+    "storage",
+    "coordination",
+    "providers",
+    "export",
+    "sync",
+    "worker",
+    "api",
+    "simulator",
+    "app",
+];
+
 const ROOMS: &[Room] = &[
     room("model", 0, &[]),
     room("clock", 0, &[]),
@@ -56,7 +74,7 @@ const ROOMS: &[Room] = &[
     room("api", 4, BELOW_WORKER),
     room("simulator", 4, &["clock", "providers"]),
     room("app", 5, BELOW_APP),
-    room("cli", 6, &["app", "config"]),
+    room("cli", 6, BELOW_CLI),
     // The binary only starts the command line.
     room("main", 6, &["app", "config", "cli"]),
 ];

@@ -61,39 +61,53 @@ pub(crate) fn find_provider<'a>(engine: &'a Engine, name: &str) -> anyhow::Resul
 }
 
 pub(crate) async fn run(session: &Session, command: Command) -> Outcome {
+    match command {
+        Command::Add(new) => add(session, new).await,
+        Command::List(whose) => list(session, whose).await,
+        Command::Remove { whose, provider } => remove(session, whose, &provider).await,
+    }
+}
+
+async fn add(session: &Session, new: Add) -> Outcome {
+    // Before anything is opened: who thinks over what to paste must not keep a server from starting.
+    let grant = read_grant(&new.grant).await?;
     let app = session.open().await?;
     let engine = &app.engine;
-    match command {
-        Command::Add(add) => {
-            let setup = find_provider(engine, &add.provider)?;
-            sync::app(setup)?;
-            let user = add.whose.find(&engine.db).await?;
-            let grant = read_grant(&add.grant).await?;
-            let id = sync::connect(engine, setup, user.id, &grant, None).await?;
-            let answer = json!({ "id": id, "user_id": user.id, "provider": setup.spec().name });
-            session.out.show(&answer, || id.to_string())?;
-            remark(&format!("next: wearsync sync {}", setup.spec().name));
-        }
-        Command::List(whose) => {
-            let user = whose.named(&engine.db).await?;
-            let views = engine.db.list_connections(user.map(|user| user.id)).await?;
-            let nothing = "no connections: `wearsync connections add` makes one";
-            session.out.show(&views.iter().map(view_json).collect::<Vec<_>>(), || {
-                let rows: Vec<Vec<String>> = views.iter().map(view_row).collect();
-                table(&["ID", "USER", "PROVIDER", "STATUS", "ACCOUNT", "CREATED", "LAST SUCCESS"], &rows, nothing)
-            })?;
-        }
-        Command::Remove { whose, provider } => {
-            let setup = find_provider(engine, &provider)?;
-            let user = whose.find(&engine.db).await?;
-            let Some(id) = engine.db.disconnect(user.id, setup.spec().name.0, engine.clock.now()).await? else {
-                anyhow::bail!("user {} has no connection to {}", user.id, setup.spec().title);
-            };
-            session.out.show(&json!({ "id": id, "status": "revoked" }), || format!("removed {id}"))?;
-            remark("what is stored stays; the application's permission is taken back at the provider");
-        }
-    }
+    let setup = find_provider(engine, &new.provider)?;
+    let user = new.whose.find(&engine.db).await?;
+    let id = sync::connect(engine, setup, user.id, &grant, None).await?;
     app.close().await;
+    let answer = json!({ "id": id, "user_id": user.id, "provider": setup.spec().name });
+    session.out.show(&answer, || id.to_string())?;
+    remark(&format!("next: wearsync sync {}", setup.spec().name));
+    Ok(Exit::Done)
+}
+
+async fn list(session: &Session, whose: Whose) -> Outcome {
+    let app = session.open().await?;
+    let user = whose.named(&app.engine.db).await?;
+    let views = app.engine.db.list_connections(user.map(|user| user.id)).await?;
+    app.close().await;
+    session.out.show(&views.iter().map(view_json).collect::<Vec<_>>(), || {
+        let rows: Vec<Vec<String>> = views.iter().map(view_row).collect();
+        let head = ["ID", "USER", "PROVIDER", "STATUS", "ACCOUNT", "CREATED", "LAST SUCCESS"];
+        table(&head, &rows, "no connections: `wearsync connections add` makes one")
+    })?;
+    Ok(Exit::Done)
+}
+
+async fn remove(session: &Session, whose: Whose, provider: &str) -> Outcome {
+    let app = session.open().await?;
+    let engine = &app.engine;
+    let setup = find_provider(engine, provider)?;
+    let user = whose.find(&engine.db).await?;
+    let removed = engine.db.disconnect(user.id, setup.spec().name.0, engine.clock.now()).await?;
+    app.close().await;
+    let Some(id) = removed else {
+        anyhow::bail!("user {} has no connection to {}: there is nothing to remove", user.id, setup.spec().title);
+    };
+    session.out.show(&json!({ "id": id, "status": "revoked" }), || format!("removed {id}"))?;
+    remark("what is stored stays; the application's permission is taken back at the provider");
     Ok(Exit::Done)
 }
 

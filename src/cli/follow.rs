@@ -47,6 +47,11 @@ pub(crate) async fn watch(app: &App, id: RunId) -> anyhow::Result<Run> {
     until_rest(app, id, false, true).await
 }
 
+/// Works on the run, or looks on, until it is final or this process is to stop.
+pub(crate) async fn settled(app: &App, id: RunId) -> anyhow::Result<Run> {
+    until_rest(app, id, app.works(), true).await
+}
+
 /// The run when it is final, or (unless `wait`) at rest for longer than somebody stays, or when this process is to stop.
 async fn until_rest(app: &App, id: RunId, works: bool, wait: bool) -> anyhow::Result<Run> {
     let engine = &app.engine;

@@ -3,11 +3,13 @@
 use clap::Args;
 use serde_json::json;
 
-use super::Session;
 use super::connections::find_provider;
 use super::exit::{Exit, Outcome};
 use super::output::{count, remark};
 use super::users::Whose;
+use super::{Session, follow, runs, signals};
+use crate::app::App;
+use crate::model::{Class, Rebuilt, RunSource, RunState, SyncRequest};
 use crate::sync;
 
 #[derive(Debug, Args)]
@@ -24,36 +26,58 @@ pub(crate) struct Rebuild {
 
 pub(crate) async fn run(session: &Session, arguments: Rebuild) -> Outcome {
     let app = session.open().await?;
+    signals::stop_on_signal(app.engine.stop.clone())?;
+    let outcome = rebuild(session, &app, arguments).await;
+    app.close().await;
+    outcome
+}
+
+async fn rebuild(session: &Session, app: &App, arguments: Rebuild) -> Outcome {
     let engine = &app.engine;
     if let Some(name) = &arguments.provider {
         find_provider(engine, name)?;
     }
     let user = arguments.whose.named(&engine.db).await?;
-    let connections = engine.db.list_connections(user.map(|user| user.id)).await?;
-    let chosen = connections.into_iter().map(|view| view.connection);
-    let chosen =
-        chosen.filter(|connection| arguments.provider.as_ref().is_none_or(|name| *name == connection.provider));
-    let (mut records, mut changed, mut marked) = (0, 0, 0);
-    for connection in chosen {
-        let rebuilt = sync::rebuild(engine, connection.id).await?;
-        records += rebuilt.records;
-        changed += rebuilt.changed;
-        if arguments.files {
-            marked += engine.db.mark_all_exports(connection.id).await?;
+    let mut exit = Exit::Done;
+    let mut all = Rebuilt::default();
+    let mut files = 0;
+    for view in engine.db.list_connections(user.map(|user| user.id)).await? {
+        let connection = view.connection;
+        if arguments.provider.as_ref().is_some_and(|name| *name != connection.provider) {
+            continue;
         }
-        sync::drain(engine, connection.id).await?;
-    }
-    let writes = engine.exporter.is_some();
-    app.close().await;
-    session.out.show(&json!({ "records": records, "rows_changed": changed, "files_marked": marked }), || {
-        let mut text = format!("{} rebuilt, {} changed", count(records, "record"), count(changed, "row"));
-        if arguments.files {
-            text.push_str(&format!(", {} written again", count(marked, "file")));
+        if connection.status != "active" || view.account_status != "active" {
+            remark(&format!(
+                "{} of user {} is not connected any more and was left out",
+                connection.provider, connection.user_id
+            ));
+            continue;
         }
-        text
-    })?;
-    if arguments.files && !writes {
-        remark("the files are written by the process that owns the export folder");
+        // Before the run: it writes the files at its end, in whichever process works.
+        if arguments.files {
+            engine.db.mark_all_exports(connection.id).await?;
+        }
+        let setup = find_provider(engine, &connection.provider)?;
+        let (class, source) = (Class::Interactive, RunSource::Pull);
+        let request = SyncRequest { rebuild: true, ..SyncRequest::default() };
+        let accepted = sync::submit(engine, setup, connection.id, &request, class, source, None).await?;
+        let Some(accepted) = accepted else { continue };
+        let run = follow::settled(app, accepted.id).await?;
+        let report = runs::report(&run);
+        let rebuilt = report.rebuilt.unwrap_or_default();
+        all.records += rebuilt.records;
+        all.changed += rebuilt.changed;
+        files += report.files;
+        if run.run_state() != RunState::Success {
+            let why = run.reason.as_deref().unwrap_or("it was stopped");
+            remark(&format!("{} of user {}: {}: {why}", connection.provider, connection.user_id, run.state));
+            exit = Exit::Failed;
+        }
     }
-    Ok(Exit::Done)
+    session
+        .out
+        .show(&json!({ "records": all.records, "rows_changed": all.changed, "files_written": files }), || {
+            format!("{} read, {} changed, {} written", count(all.records, "record"), all.changed, count(files, "file"))
+        })?;
+    Ok(exit)
 }
