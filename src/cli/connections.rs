@@ -10,6 +10,7 @@ use super::Session;
 use super::exit::{Exit, Outcome, usage};
 use super::output::{iso, remark, table, time, time_or_dash};
 use super::users::Whose;
+use crate::model::UserId;
 use crate::storage::ConnectionView;
 use crate::sync::{self, Engine, NewGrant, ProviderSetup};
 
@@ -60,6 +61,11 @@ pub(crate) fn find_provider<'a>(engine: &'a Engine, name: &str) -> anyhow::Resul
     })
 }
 
+/// How a user is connected (again).
+pub(crate) fn add_command(user: UserId, provider: &str) -> String {
+    format!("wearsync connections add --user {user} --provider {provider} --refresh-token-stdin")
+}
+
 pub(crate) async fn run(session: &Session, command: Command) -> Outcome {
     match command {
         Command::Add(new) => add(session, new).await,
@@ -90,7 +96,7 @@ async fn list(session: &Session, whose: Whose) -> Outcome {
     app.close().await;
     session.out.show(&views.iter().map(view_json).collect::<Vec<_>>(), || {
         let rows: Vec<Vec<String>> = views.iter().map(view_row).collect();
-        let head = ["ID", "USER", "PROVIDER", "STATUS", "ACCOUNT", "CREATED", "LAST SUCCESS"];
+        let head = ["ID", "USER", "PROVIDER", "STATUS", "ACCOUNT", "CREATED", "LAST SUCCESS", ""];
         table(&head, &rows, "no connections: `wearsync connections add` makes one")
     })?;
     Ok(Exit::Done)
@@ -142,18 +148,15 @@ fn person(view: &ConnectionView) -> Option<&str> {
 
 fn view_row(view: &ConnectionView) -> Vec<String> {
     let connection = &view.connection;
-    let status = match (status(view), &view.account_reason) {
-        ("reauth", Some(reason)) => format!("reauth: {reason}"),
-        (status, _) => status.to_owned(),
-    };
     vec![
         connection.id.to_string(),
         connection.user_id.to_string(),
         connection.provider.clone(),
-        status,
+        status(view).to_owned(),
         person(view).unwrap_or("not known yet").to_owned(),
         time(connection.created_at),
         time_or_dash(connection.last_success_at),
+        view.account_reason.clone().unwrap_or_default(),
     ]
 }
 

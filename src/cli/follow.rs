@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
+use super::connections;
 use super::exit::{Exit, Outcome};
 use super::output::{Live, Output, remark, span, time};
 use super::runs::{self, progress_text, remarks, report, result, run_json};
@@ -30,13 +31,13 @@ pub(crate) async fn follow(out: Output, app: &App, id: RunId, wait: bool) -> Out
         RunState::Success | RunState::Waiting | RunState::Queued | RunState::InProgress => Ok(Exit::Done),
         RunState::Cancelled => Ok(Exit::Failed),
         RunState::Partial | RunState::Failed => {
-            let lost = app
-                .engine
-                .db
-                .list_connections(Some(run.user_id))
-                .await?
+            let connections = app.engine.db.list_connections(Some(run.user_id)).await?;
+            let lost = connections
                 .into_iter()
                 .any(|view| view.connection.id == run.connection_id && view.account_status != "active");
+            if lost {
+                remark(&format!("connect again: {}", connections::add_command(run.user_id, &run.provider)));
+            }
             Ok(if lost { Exit::Reauthorize } else { Exit::Failed })
         }
     }

@@ -121,7 +121,8 @@ pub(crate) fn result(report: &RunReport) -> String {
             pieces.push(format!("{number} {word}"));
         }
     }
-    for (name, part) in &report.parts {
+    // A part called summary makes a record of its own (gear), and no person asked for it by that name.
+    for (name, part) in report.parts.iter().filter(|(name, _)| *name != "summary") {
         if part.stored > 0 {
             pieces.push(format!("{} {name}", part.stored));
         }
@@ -169,7 +170,7 @@ pub(crate) fn progress_text(progress: &Progress) -> String {
     if let Some(left) = progress.quota_left {
         text.push_str(&format!(", {} left", count(left, "call")));
     }
-    if let Some(seconds) = progress.eta_seconds {
+    if let Some(seconds) = progress.eta_seconds.filter(|seconds| *seconds > 0) {
         text.push_str(&format!(", about {} to go", span(seconds)));
     }
     text

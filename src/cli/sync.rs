@@ -3,7 +3,7 @@
 use chrono::{DateTime, NaiveDate, Utc};
 use clap::{Args, ValueEnum};
 
-use super::connections::find_provider;
+use super::connections::{add_command, find_provider};
 use super::exit::{Outcome, reauthorize};
 use super::output::remark;
 use super::users::Whose;
@@ -84,7 +84,7 @@ async fn accept_and_follow(session: &Session, app: &App, arguments: Sync) -> Out
     let setup = find_provider(engine, &arguments.provider)?;
     let (name, title) = (setup.spec().name.0, setup.spec().title);
     let user = arguments.whose.find(&engine.db).await?;
-    let add = format!("wearsync connections add --user {} --provider {name} --refresh-token-stdin", user.id);
+    let add = add_command(user.id, name);
     let connections = engine.db.list_connections(Some(user.id)).await?;
     let connection = connections.into_iter().find(|view| view.connection.provider == name);
     let Some(view) = connection.filter(|view| view.connection.status == "active") else {
