@@ -90,7 +90,8 @@ pub(crate) async fn run(session: &Session) -> Outcome {
     if odd.is_empty() {
         checks.add(Grade::Ok, "settings", shape(&config));
     }
-    check_folder(&mut checks, "data folder", &config.data_dir, true);
+    let holds_secrets = matches!(config.database, Database::Sqlite(_)) || config.secret_key.is_none();
+    check_folder(&mut checks, "data folder", &config.data_dir, holds_secrets);
     check_folder(&mut checks, "export folder", &config.export_dir, false);
     if let Database::Sqlite(file) = &config.database
         && !file.exists()

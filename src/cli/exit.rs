@@ -81,7 +81,8 @@ pub(crate) fn words(error: &anyhow::Error) -> String {
         }
         text.push_str(&cause);
     }
-    if let Some(hint) = error.chain().find_map(hint) {
+    // Who opened the database has said it already.
+    if let Some(hint) = error.chain().find_map(hint).filter(|_| !text.contains("DATABASE_URL")) {
         text.push_str("\n  ");
         text.push_str(hint);
     }

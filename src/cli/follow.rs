@@ -44,6 +44,7 @@ pub(crate) async fn follow(out: Output, app: &App, id: RunId, wait: bool) -> Out
 }
 
 /// Looks on until the run is final or this process is to stop.
+#[cfg(feature = "simulator")]
 pub(crate) async fn watch(app: &App, id: RunId) -> anyhow::Result<Run> {
     until_rest(app, id, false, true).await
 }

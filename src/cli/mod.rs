@@ -236,6 +236,7 @@ mod tests {
         let both =
             ["connections", "add", "--provider", "strava", "--refresh-token-stdin", "--authorization-code-stdin"];
         assert_eq!(wrong(&both), ErrorKind::ArgumentConflict);
+        #[cfg(feature = "simulator")]
         assert_eq!(wrong(&["simulator", "--fault", "nonsense=1"]), ErrorKind::ValueValidation);
     }
 
