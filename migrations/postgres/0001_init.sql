@@ -45,7 +45,8 @@ create table accounts (
     unique (provider, client_id, provider_user_id)
 ) with (fillfactor = 70);
 
--- epoch changes with every connect, disconnect, purge, erase; page_seq with every committed page.
+-- epoch changes with every connect, disconnect, purge, erase; page_seq with every committed page; stored_at with every
+-- page that brought something.
 create table connections (
     id uuid primary key,
     user_id uuid not null references users (id) on delete cascade,
@@ -54,6 +55,7 @@ create table connections (
     status text not null check (status in ('active', 'revoked', 'replaced')),
     epoch bigint not null default 1,
     page_seq bigint not null default 0,
+    stored_at timestamptz,
     last_success_at timestamptz,
     created_at timestamptz not null,
     updated_at timestamptz not null
@@ -201,7 +203,8 @@ create table workouts (
     pace_zones text
 );
 
--- One version of one answer, as received: body is the zstd of the bytes. Superseded, never edited.
+-- One version of one answer, as received: body is the zstd of the bytes. Superseded, never edited. The body stands
+-- last: SQLite walks through a long column to reach those behind it.
 create table parts (
     id uuid primary key,
     connection_id uuid not null references connections (id) on delete cascade,
@@ -214,14 +217,14 @@ create table parts (
     due_at timestamptz not null,
     attempts bigint not null default 0,
     last_error text,
-    body bytea,
     body_size bigint,
     hash bytea,
     formula bigint,
     fetched_at timestamptz,
     stored_at timestamptz,
     superseded_at timestamptz,
-    export_due boolean not null default false
+    export_due boolean not null default false,
+    body bytea
 );
 alter table parts alter column body set storage external;
 create unique index parts_current on parts (connection_id, kind, external_id, part) where superseded_at is null;
@@ -341,9 +344,9 @@ create table sample_chunks (
     min_value double precision not null,
     max_value double precision not null,
     sum_value double precision not null,
+    hash bytea not null,
     deltas integer[] not null,
     vals double precision[] not null,
-    hash bytea not null,
     primary key (record_id, series_type_id, total, first_at)
 );
 alter table sample_chunks alter column deltas set compression lz4;

@@ -45,7 +45,8 @@ create table accounts (
     unique (provider, client_id, provider_user_id)
 ) strict;
 
--- epoch changes with every connect, disconnect, purge, erase; page_seq with every committed page.
+-- epoch changes with every connect, disconnect, purge, erase; page_seq with every committed page; stored_at with every
+-- page that brought something.
 create table connections (
     id blob primary key,
     user_id blob not null references users (id) on delete cascade,
@@ -54,6 +55,7 @@ create table connections (
     status text not null check (status in ('active', 'revoked', 'replaced')),
     epoch integer not null default 1,
     page_seq integer not null default 0,
+    stored_at text,
     last_success_at text,
     created_at text not null,
     updated_at text not null
@@ -201,7 +203,8 @@ create table workouts (
     pace_zones text
 ) strict;
 
--- One version of one answer, as received: body is the zstd of the bytes. Superseded, never edited.
+-- One version of one answer, as received: body is the zstd of the bytes. Superseded, never edited. The body stands
+-- last: SQLite walks through a long column to reach those behind it.
 create table parts (
     id blob primary key,
     connection_id blob not null references connections (id) on delete cascade,
@@ -214,14 +217,14 @@ create table parts (
     due_at text not null,
     attempts integer not null default 0,
     last_error text,
-    body blob,
     body_size integer,
     hash blob,
     formula integer,
     fetched_at text,
     stored_at text,
     superseded_at text,
-    export_due integer not null default 0
+    export_due integer not null default 0,
+    body blob
 ) strict;
 create unique index parts_current on parts (connection_id, kind, external_id, part) where superseded_at is null;
 create index parts_wanted on parts (connection_id, order_at desc) where state = 'wanted' and superseded_at is null;
@@ -340,9 +343,9 @@ create table sample_chunks (
     min_value real not null,
     max_value real not null,
     sum_value real not null,
+    hash blob not null,
     deltas text not null,
     vals text not null,
-    hash blob not null,
     primary key (record_id, series_type_id, total, first_at)
 ) strict;
 create index sample_chunks_series on sample_chunks (data_source_id, series_type_id, first_at);

@@ -20,6 +20,8 @@ pub struct Connection {
     pub status: String,
     /// Changes with every connect, disconnect, purge and erase.
     pub epoch: i64,
+    /// When a page last brought something.
+    pub stored_at: Option<DateTime<Utc>>,
     /// When a run last read everything it was asked for.
     pub last_success_at: Option<DateTime<Utc>>,
     /// When it was made.
@@ -81,7 +83,8 @@ struct AccessRow {
 }
 
 const COLUMNS: &str =
-    "c.id, c.user_id, c.account_id, c.provider, c.status, c.epoch, c.last_success_at, c.created_at, c.updated_at";
+    "c.id, c.user_id, c.account_id, c.provider, c.status, c.epoch, c.stored_at, c.last_success_at, c.created_at,
+    c.updated_at";
 
 impl Db {
     /// Key, user and connection of a sync request in one round trip.
@@ -238,6 +241,7 @@ impl Db {
                 .bind(from).bind(provider_user_id).fetch_one(&mut *t).await?;
             sqlx::query("update connections set account_id = $2, updated_at = $3 where account_id = $1")
                 .bind(from).bind(into).bind(now).execute(&mut *t).await?;
+            // Not deleted: its grant has still to be handed over. It is unreachable, and goes with the next erase.
             into
         });
         Ok(into)

@@ -343,8 +343,11 @@ impl Db {
             if page_seq != page.page_seq {
                 return Err(Error::Stale);
             }
-            sqlx::query("update connections set page_seq = page_seq + 1 where id = $1")
-                .bind(fence.connection).execute(&mut *t).await?;
+            let stored = !page.parts.is_empty() || !page.deleted.is_empty();
+            sqlx::query("update connections set page_seq = page_seq + 1,
+                        stored_at = case when $2 then $3 else stored_at end
+                    where id = $1")
+                .bind(fence.connection).bind(stored).bind(now).execute(&mut *t).await?;
 
             // Parts: what is replaced makes room first, because one row per answer is current.
             let (kept, gone): (Vec<_>, Vec<_>) =

@@ -448,6 +448,9 @@ impl<'a> Work<'a> {
         moved: Option<(WindowMove, Vec<WantedWrite>)>,
     ) -> Result<(), Stop> {
         let FetchedPage { items, unreadable, .. } = page;
+        if let Some(athlete) = items.iter().find(|item| item.kind == Kind::Athlete) {
+            self.name_account(&athlete.external_id).await?;
+        }
         let listed = items.len() as u64;
         self.progress.done += listed;
         self.tell_progress();
@@ -462,6 +465,23 @@ impl<'a> Work<'a> {
         report.updated += done.updated;
         self.count(&done, unreadable);
         Ok(())
+    }
+
+    /// A pasted token says whose it is with the first profile that is read with it.
+    async fn name_account(&mut self, provider_user_id: &str) -> Result<(), Stop> {
+        let engine = self.engine;
+        let id = self.claim.account_id;
+        let account = engine.db.find_account(id).await?;
+        let Some(account) = account.filter(|account| account.provider_user_id.starts_with("pending:")) else {
+            return Ok(());
+        };
+        if engine.db.name_account(id, provider_user_id, engine.now()).await? {
+            return Ok(());
+        }
+        // The person is known already, through another user or an earlier grant: one account, one grant, one refresher.
+        let into = engine.db.move_account(id, provider_user_id, engine.now()).await?;
+        engine.adopt_grant(&account, into).await?;
+        Err(Stop::Retry { detail: "the grant joined the person's account".to_owned(), after: Some(Duration::ZERO) })
     }
 
     fn count(&mut self, done: &Prepared, unreadable: Vec<String>) {

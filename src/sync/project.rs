@@ -228,7 +228,9 @@ async fn summaries(
     layout: &Layout,
 ) -> Result<u64, Error> {
     let spec = setup.spec();
-    let last_sync: DateTime<Utc> = engine.now();
+    // From a row, so that a summary that was deleted comes back with the same time.
+    let last_sync: DateTime<Utc> =
+        engine.db.find_connection(connection.id).await?.and_then(|row| row.stored_at).unwrap_or_else(|| engine.now());
     let mut totals: Vec<(&str, u64)> = Vec::new();
     let mut dates = None;
     let mut by_type = Vec::new();
