@@ -399,9 +399,10 @@ as $$
     join series_types t on t.name = of_series
     join sample_chunks c on c.data_source_id = s.id and c.series_type_id = t.id
         -- A chunk never crosses midnight, so one that reaches into the range began less than a day before it.
-        and c.first_at >= extract(epoch from from_at) * 1000 - 86400000
-        and c.first_at < extract(epoch from to_at) * 1000
-        and c.last_at >= extract(epoch from from_at) * 1000
+        -- Compared as bigint, so that the index serves both bounds.
+        and c.first_at >= floor(extract(epoch from from_at) * 1000)::bigint - 86400000
+        and c.first_at < ceil(extract(epoch from to_at) * 1000)::bigint
+        and c.last_at >= floor(extract(epoch from from_at) * 1000)::bigint
     cross join lateral (
         select sum(u.delta) over (order by u.i) as ms, u.value
         from unnest(c.deltas, c.vals) with ordinality as u (delta, value, i)

@@ -368,34 +368,31 @@ create table export_leases (
     until_at text not null
 ) strict;
 
--- Deltas and values are JSON arrays; the two are paired by key without a join, which would be quadratic.
+-- Deltas and values are JSON arrays. They are paired chunk by chunk, inside the argument of json_each: a view with a window
+-- or a GROUP BY of its own would unpack every chunk before a filter or a join could leave any out. A join of the two by
+-- key would be quadratic. Values pass as text, so that not a digit of them is rounded on the way.
 create view samples as
-with pairs as (
-    select c.rowid as chunk, d.key as i, d.value as delta, null as value
-    from sample_chunks c, json_each(c.deltas) d
-    union all
-    select c.rowid, v.key, null, v.value
-    from sample_chunks c, json_each(c.vals) v
-),
-points as (
-    select chunk, i, max(delta) as delta, max(value) as value
-    from pairs
-    group by chunk, i
-),
-placed as (
-    select chunk, value, sum(delta) over (partition by chunk order by i) as ms
-    from points
-)
 select
     s.user_id,
     s.provider,
     t.name as series,
-    strftime('%Y-%m-%dT%H:%M:%fZ', (c.first_at + p.ms) / 1000.0, 'unixepoch') as recorded_at,
-    p.value,
+    strftime('%Y-%m-%dT%H:%M:%fZ', (c.first_at + e.key) / 1000.0, 'unixepoch') as recorded_at,
+    cast(e.value as real) as value,
     t.unit,
     strftime('%Y-%m-%dT%H:%M:%fZ', c.first_at / 1000.0, 'unixepoch') as chunk_first_at,
     c.record_id
-from placed p
-join sample_chunks c on c.rowid = p.chunk
+from sample_chunks c
 join data_sources s on s.id = c.data_source_id
-join series_types t on t.id = c.series_type_id;
+join series_types t on t.id = c.series_type_id
+join json_each((
+    select json_group_object(ms, value)
+    from (
+        select value, sum(delta) over (order by i) as ms
+        from (
+            select key as i, value as delta, null as value from json_each(c.deltas)
+            union all
+            select key, null, value from json_each('["' || replace(trim(c.vals, '[]'), ',', '","') || '"]')
+        )
+    )
+    where value is not null
+)) e;
