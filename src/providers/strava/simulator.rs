@@ -791,7 +791,8 @@ fn done(found: bool, id: u64) -> Result<Response, Refused> {
     if found { Ok(Json(json!({ "id": id })).into_response()) } else { Err(refused(format!("no activity {id}"))) }
 }
 
-/// `{athlete, start, count, spacing_seconds, …fields}`: `start` as RFC 3339 or epoch seconds, now if left out.
+/// `{athlete, start, count, spacing_seconds, id, …fields}`: `start` as RFC 3339 or epoch seconds, now if left out; `id`
+/// only for a single one.
 async fn upload_activities(State(strava): State<Arc<Strava>>, body: Bytes) -> Result<Response, Refused> {
     let (mut fields, person) = asked(&strava, &body)?;
     let now = strava.now_ms();
@@ -801,12 +802,16 @@ async fn upload_activities(State(strava): State<Arc<Strava>>, body: Bytes) -> Re
     };
     let count = fields.remove("count").and_then(|count| count.as_i64()).unwrap_or(1);
     let spacing = fields.remove("spacing_seconds").and_then(|spacing| spacing.as_i64()).unwrap_or(60);
+    let id = if fields.contains_key("id") { Some(taken_id(&mut fields)?) } else { None };
+    if id.is_some_and(|id| count != 1 || strava.world().find(person, id).is_some()) {
+        return Err(refused("`id` is for one new activity"));
+    }
     let mut world = strava.world();
     let ids: Vec<u64> = (0..count)
         .map(|n| {
             let mut fields = fields.clone();
             fields.insert("start".into(), json!(start + n * spacing));
-            world.upload(person, fields, now)
+            world.upload(person, id, fields, now)
         })
         .collect();
     Ok(Json(json!({ "id": ids.first(), "ids": ids })).into_response())

@@ -346,8 +346,9 @@ impl World {
     /// Facts of an activity, deleted or not.
     pub(super) fn facts(&self, person: usize, id: u64) -> Option<Facts> {
         let change = self.people.get(person)?.changes.get(&id);
-        let mut facts = if id > FIRST_ACTIVITY {
-            // Uploads exist only as changes.
+        // Uploads exist only as changes.
+        let uploaded = change.is_some_and(|change| change.listable_at.is_some());
+        let mut facts = if id > FIRST_ACTIVITY || uploaded {
             change?;
             self.make(person, id, id, self.epoch)
         } else {
@@ -388,9 +389,9 @@ impl World {
         true
     }
 
-    /// A late or back-dated upload; its id.
-    pub(super) fn upload(&mut self, person: usize, fields: Map<String, Value>, now_ms: i64) -> u64 {
-        let id = FIRST_UPLOAD + self.people[person].uploads * self.step + person as u64;
+    /// A late or back-dated upload; its id, which is the next one unless `id` is given (and nobody's yet).
+    pub(super) fn upload(&mut self, person: usize, id: Option<u64>, fields: Map<String, Value>, now_ms: i64) -> u64 {
+        let id = id.unwrap_or(FIRST_UPLOAD + self.people[person].uploads * self.step + person as u64);
         self.people[person].uploads += 1;
         let change = Change { fields, listable_at: Some(now_ms), ..Change::default() };
         self.people[person].changes.insert(id, change);
