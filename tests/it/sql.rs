@@ -135,6 +135,8 @@ async fn tables(shape: Shape) {
 }
 
 type Sample = (RecordId, String, i64, u64);
+/// Record, series, first instant, deltas and values.
+type Stored<D, V> = (RecordId, String, i64, D, V);
 
 async fn samples(shape: Shape) {
     let world = world(shape).await;
@@ -157,7 +159,7 @@ async fn samples(shape: Shape) {
     let view = "select record_id, series, recorded_at, value from samples";
     let rows: Vec<(RecordId, String, DateTime<Utc>, f64)> = match &world.engine.db {
         Db::Postgres(db) => {
-            let chunks: Vec<(RecordId, String, i64, Vec<i32>, Vec<f64>)> =
+            let chunks: Vec<Stored<Vec<i32>, Vec<f64>>> =
                 sqlx::query_as(chunks).fetch_all(db.pool()).await.expect("reads");
             chunks
                 .into_iter()
@@ -169,8 +171,7 @@ async fn samples(shape: Shape) {
             fn numbers<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> Vec<T> {
                 text.trim_matches(['[', ']']).split(',').map(|n| n.parse().expect("a number")).collect()
             }
-            let chunks: Vec<(RecordId, String, i64, String, String)> =
-                sqlx::query_as(chunks).fetch_all(db.pool()).await.expect("reads");
+            let chunks: Vec<Stored<String, String>> = sqlx::query_as(chunks).fetch_all(db.pool()).await.expect("reads");
             chunks.into_iter().for_each(|(record, series, at, deltas, values)| {
                 push(record, &series, at, numbers(&deltas), numbers(&values))
             });
@@ -198,7 +199,7 @@ fn awkward() -> impl Iterator<Item = (i64, Vec<i32>, Vec<f64>)> {
     [-86_399_877_i64, 1_770_249_600_001].into_iter().map(|first| {
         let deltas: Vec<i32> = (0..1500).map(|i| if i == 0 { 0 } else { 1 + i * 7 % 113 }).collect();
         let mut values: Vec<f64> = (0..1496).map(|i| (f64::from(i) * 0.731).sin() * 10f64.powi(i % 40 - 20)).collect();
-        values.extend([0.0, 0.1 + 0.2, 1.0 / 3.0, 47.376_912_345_678_905]);
+        values.extend([0.0, 0.1 + 0.2, 1.0 / 3.0, 4.0f64.sqrt() / 7.0]);
         (first, deltas, values)
     })
 }
