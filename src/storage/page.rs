@@ -223,7 +223,11 @@ impl Db {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn load_page_state(&self, connection: ConnectionId, ids: &BTreeSet<String>) -> Result<PageState> {
+    pub async fn load_page_state(
+        &self,
+        connection: ConnectionId,
+        ids: &BTreeSet<(Kind, String)>,
+    ) -> Result<PageState> {
         #[derive(sqlx::FromRow)]
         struct Rec {
             id: RecordId,
@@ -256,13 +260,20 @@ impl Db {
         if ids.is_empty() {
             return Ok(state);
         }
+        // By kind, so that every id is one look-up in the index (connection, kind, external id).
+        let kinds: BTreeSet<Kind> = ids.iter().map(|(kind, _)| *kind).collect();
         macro_rules! select {
             ($p:expr, $sql:literal, $row:ty, $tail:literal) => {{
                 let mut query = QueryBuilder::new($sql);
-                query.push_bind(connection).push(" and external_id in (");
-                let mut list = query.separated(", ");
-                for id in ids {
-                    list.push_bind(id.as_str());
+                query.push_bind(connection).push(" and (");
+                for (n, kind) in kinds.iter().enumerate() {
+                    query.push(if n == 0 { "(kind = " } else { " or (kind = " }).push_bind(kind.as_str());
+                    query.push(" and external_id in (");
+                    let mut list = query.separated(", ");
+                    for (_, id) in ids.iter().filter(|(of, _)| of == kind) {
+                        list.push_bind(id.as_str());
+                    }
+                    query.push("))");
                 }
                 query.push($tail);
                 query.build_query_as::<$row>().persistent(false).fetch_all($p).await?

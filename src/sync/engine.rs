@@ -506,7 +506,7 @@ impl<'a> Work<'a> {
         let started = std::time::Instant::now();
         let engine = self.engine;
         let fence = &self.claim.fence;
-        let mut ids: BTreeSet<String> = items.iter().map(|item| item.external_id.clone()).collect();
+        let mut ids: BTreeSet<(Kind, String)> = items.iter().map(|item| (item.kind, item.external_id.clone())).collect();
         let items = Arc::new(items);
         for _ in 0..STALE_TRIES {
             let state = engine.db.load_page_state(fence.connection, &ids).await?;
@@ -679,7 +679,7 @@ impl<'a> Work<'a> {
     ) -> Result<(), Stop> {
         self.tell_progress();
         let engine = self.engine;
-        let ids = BTreeSet::from([wanted.external_id.clone()]);
+        let ids = BTreeSet::from([(kind, wanted.external_id.clone())]);
         for _ in 0..STALE_TRIES {
             let state = engine.db.load_page_state(self.claim.fence.connection, &ids).await?;
             let record = state.records.get(&(kind, wanted.external_id.clone()));

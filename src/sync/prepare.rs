@@ -43,7 +43,7 @@ pub(crate) struct Prepared {
     pub(crate) dropped: u64,
     pub(crate) unreadable: Vec<String>,
     /// Records of other kinds whose state has to be known before this page can be prepared for good.
-    pub(crate) also: BTreeSet<String>,
+    pub(crate) also: BTreeSet<(Kind, String)>,
 }
 
 /// Compresses the way bodies are kept.
@@ -384,7 +384,7 @@ fn want(input: &Input, item: &Item, normalized: &Normalized, changed: Option<&Re
         }
         let Some(row) = part_row(&input.state, wanted.kind, &wanted.external_id, wanted.part) else {
             if profile && changed.is_some() {
-                out.also.insert(wanted.external_id.clone());
+                out.also.insert((wanted.kind, wanted.external_id.clone()));
             }
             out.write.wanted.push(WantedWrite { wanted: wanted.clone(), order_at: item.order_at });
             continue;

@@ -34,7 +34,7 @@ pub(crate) async fn records(engine: &Engine, setup: &ProviderSetup, claim: &Clai
             let Some(last) = ids.last() else { break };
             after.clone_from(last);
             done.records += ids.len() as u64;
-            let ids: BTreeSet<String> = ids.into_iter().collect();
+            let ids: BTreeSet<(Kind, String)> = ids.into_iter().map(|id| (kind, id)).collect();
             let state = engine.db.load_page_state(connection, &ids).await?;
             let bodies: HashMap<_, _> = engine.db.load_bodies(&needed_for_rebuild(&state)).await?.into_iter().collect();
             let (provider, page_seq) = (setup.provider, state.page_seq);
