@@ -22,9 +22,9 @@ check:
 test *ARGS:
     scripts/test {{ARGS}}
 
-# the benchmarks of docs/benchmarks.md
+# the benchmarks of docs/benchmarks.md: all, or some of accept, sync, streams, samples, memory; --quick for a look
 bench *ARGS:
-    scripts/test --exec cargo bench --locked {{ARGS}}
+    scripts/test --exec cargo bench --locked --bench bench -- {{ARGS}}
 
 # the crash tests with 1 000 kills per back end instead of 60
 crash:

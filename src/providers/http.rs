@@ -1,7 +1,7 @@
 //! Calls to providers: permits first, time-outs, size limits, no redirects. Errors carry what the engine needs to
 //! decide, and never a token.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -12,6 +12,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::model::quota::Seen;
 use crate::providers::ProviderSpec;
+use crate::telemetry;
 
 /// The largest body that is read: forty thousand points of eleven streams take about 8 MiB.
 const MAX_BODY: usize = 64 << 20;
@@ -186,6 +187,14 @@ impl Api<'_> {
             .get(format!("{}{path}", self.base_url))
             .query(query)
             .bearer_auth(self.token.secret.expose_secret());
+        let begun = Instant::now();
+        let answer = self.receive(request).await;
+        let status = answer.as_ref().map_or(0, |answer| answer.status);
+        telemetry::call(self.spec.name, status, begun.elapsed().as_secs_f64());
+        answer
+    }
+
+    async fn receive(&self, request: reqwest::RequestBuilder) -> Result<Answer, FetchError> {
         let response = request.send().await.map_err(|error| transient(&error))?;
         let status = response.status().as_u16();
         let headers = response.headers().clone();

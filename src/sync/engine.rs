@@ -509,12 +509,14 @@ impl<'a> Work<'a> {
         let mut ids: BTreeSet<(Kind, String)> = items.iter().map(|item| (item.kind, item.external_id.clone())).collect();
         let items = Arc::new(items);
         for _ in 0..STALE_TRIES {
+            let mut step = Steps::begin();
             let state = engine.db.load_page_state(fence.connection, &ids).await?;
             let needed = {
                 let (provider, items, state) = (self.setup.provider, items.clone(), state.clone());
                 blocking(move || Ok(prepare::needed_bodies(provider, &items, &state))).await?
             };
             let bodies: HashMap<_, _> = engine.db.load_bodies(&needed).await?.into_iter().collect();
+            step.end("load");
             let input = Input {
                 provider: self.setup.provider,
                 parts: self.parts.clone(),
@@ -524,6 +526,7 @@ impl<'a> Work<'a> {
                 now: engine.now(),
             };
             let mut done = blocking(move || prepare::prepare(input)).await?;
+            step.end("prepare");
             if !done.also.is_subset(&ids) {
                 ids.append(&mut done.also);
                 continue;
@@ -536,6 +539,7 @@ impl<'a> Work<'a> {
             let lease = engine.after(engine.config.lease);
             match engine.db.commit_page(fence, &done.write, engine.now(), lease).await {
                 Ok(boundary) => {
+                    step.end("commit");
                     telemetry::page_committed(
                         self.claim.run.id,
                         self.setup.spec().name,
@@ -764,6 +768,20 @@ impl<'a> Work<'a> {
             () = self.engine.clock.sleep_until(self.engine.after(wait)) => Ok(()),
             () = self.engine.stop.cancelled() => Err(Stop::Shutdown),
         }
+    }
+}
+
+/// Times the steps of a page.
+struct Steps(std::time::Instant);
+
+impl Steps {
+    fn begin() -> Self {
+        Self(std::time::Instant::now())
+    }
+
+    fn end(&mut self, step: &'static str) {
+        telemetry::page_step(step, self.0.elapsed().as_secs_f64());
+        self.0 = std::time::Instant::now();
     }
 }
 

@@ -45,7 +45,8 @@ const HELP: &[(&str, &str)] = &[
     ("wearsync_sweeps_total", "Looks for runs that nobody was told of"),
     ("wearsync_sweep_found_total", "Runs found by a sweep, by what was done"),
     ("wearsync_run_seconds", "From claim to end of a run, seconds"),
-    ("wearsync_page_seconds", "Fetching, reading and committing a page, seconds"),
+    ("wearsync_page_seconds", "Preparing and committing a page, seconds"),
+    ("wearsync_page_step_seconds", "One step of a page (load, prepare, commit), seconds"),
     ("wearsync_provider_call_seconds", "Calls to providers, seconds"),
     ("wearsync_file_batch_seconds", "Writing a batch of entity files, seconds"),
     ("wearsync_http_request_seconds", "Answering a request, seconds"),
@@ -137,7 +138,12 @@ pub fn lease_lost(run: RunId) {
     counter!("wearsync_leases_lost_total").increment(1);
 }
 
-/// A page is stored, with this many records and samples written; `seconds` from the fetch to the commit.
+/// A step of a page ended, one of a few words: `load` (what is stored already), `prepare`, `commit`.
+pub fn page_step(step: &'static str, seconds: f64) {
+    histogram!("wearsync_page_step_seconds", "step" => step).record(seconds);
+}
+
+/// A page is stored, with this many records and samples written; `seconds` from the answer to the commit.
 pub fn page_committed(
     run: RunId,
     provider: ProviderName,
@@ -264,6 +270,7 @@ mod tests {
         run_settled(run, ACME, RunState::Partial, 1.5);
         run_put_back(run, ACME, "quota", at);
         lease_lost(run);
+        page_step("commit", 0.01);
         page_committed(run, ACME, StreamName("activities"), 200, 5000, 0.3);
         call(ACME, 429, 0.2);
         for outcome in [Refresh::Ok, Refresh::Refused, Refresh::RotationLost, Refresh::Transient] {
