@@ -114,15 +114,6 @@ create index runs_connection_due on runs (connection_id, class, due_at) where st
 create index runs_user on runs (user_id, id);
 create index runs_connection on runs (connection_id, id);
 
-create table run_events (
-    run_id blob not null references runs (id) on delete cascade,
-    n integer not null,
-    at text not null,
-    stage text not null,
-    message text,
-    primary key (run_id, n)
-) strict;
-
 create table idempotency (
     api_key_id blob not null references api_keys (id) on delete cascade,
     key text not null,

@@ -19,6 +19,8 @@ const MAX_BODY: usize = 64 << 20;
 /// The longest that one call may take, its body included.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Shorter than any token we know; longer than any word of an error text.
+const SHORTEST_TOKEN: usize = 24;
 
 /// The client all providers share.
 #[derive(Clone, Debug)]
@@ -151,11 +153,24 @@ impl Answer {
     }
 }
 
-/// The start of a body as text: at most 500 characters, control characters as blanks.
+/// The start of a body as text: at most 500 characters, control characters as blanks, and whatever could be a token
+/// left out, because error texts are stored and logged.
 #[must_use]
 pub fn excerpt(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(&body[..body.len().min(2048)]);
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(500).collect::<String>().trim().to_owned()
+    let mut out = String::new();
+    let mut word = String::new();
+    for c in text.chars().chain([' ']) {
+        if c.is_ascii_alphanumeric() || "_-.~+/=".contains(c) {
+            word.push(c);
+            continue;
+        }
+        // No word of a sentence is as long as the shortest token.
+        out.push_str(if word.len() < SHORTEST_TOKEN { &word } else { "[left out]" });
+        word.clear();
+        out.push(if c.is_control() { ' ' } else { c });
+    }
+    out.trim().chars().take(500).collect()
 }
 
 /// One account's way to one provider.
@@ -232,4 +247,18 @@ pub(crate) fn transient(error: &reqwest::Error) -> FetchError {
         "the connection to the provider broke"
     };
     FetchError::Transient { detail: what.to_owned(), retry_after: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::excerpt;
+
+    #[test]
+    fn an_excerpt_is_short_and_holds_no_token() {
+        let token = "5d0c6be1f1f84c1a9b7e20f0a3fbb2d19a6c7e44";
+        let text = excerpt(format!("{{\"message\":\"Bad\nRequest\",\"refresh_token\":\"{token}\"}}").as_bytes());
+        assert_eq!(text, r#"{"message":"Bad Request","refresh_token":"[left out]"}"#);
+        assert_eq!(excerpt("x".repeat(200).as_bytes()), "[left out]");
+        assert_eq!(excerpt("ä b ".repeat(1000).as_bytes()).chars().count(), 500);
+    }
 }

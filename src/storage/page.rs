@@ -223,11 +223,7 @@ impl Db {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn load_page_state(
-        &self,
-        connection: ConnectionId,
-        ids: &BTreeSet<(Kind, String)>,
-    ) -> Result<PageState> {
+    pub async fn load_page_state(&self, connection: ConnectionId, ids: &BTreeSet<(Kind, String)>) -> Result<PageState> {
         #[derive(sqlx::FromRow)]
         struct Rec {
             id: RecordId,

@@ -506,7 +506,8 @@ impl<'a> Work<'a> {
         let started = std::time::Instant::now();
         let engine = self.engine;
         let fence = &self.claim.fence;
-        let mut ids: BTreeSet<(Kind, String)> = items.iter().map(|item| (item.kind, item.external_id.clone())).collect();
+        let mut ids: BTreeSet<(Kind, String)> =
+            items.iter().map(|item| (item.kind, item.external_id.clone())).collect();
         let items = Arc::new(items);
         for _ in 0..STALE_TRIES {
             let mut step = Steps::begin();
