@@ -19,7 +19,7 @@ use crate::providers::{
     AccessToken, Api, Axis, Deletes, FetchError, FetchedPage, FetchedPart, Item, Next, PRESENCE, PageRequest,
     StreamSpec,
 };
-use crate::storage::{self, Claim, PageWrite, PartFix, WantedPart, WantedWrite, WindowMove};
+use crate::storage::{self, Boundary, Claim, PageWrite, PartFix, WantedPart, WantedWrite, WindowMove};
 use crate::telemetry;
 
 /// Tries of one call before its stream (or part) is given up.
@@ -121,6 +121,8 @@ pub(crate) struct Work<'a> {
     pub(crate) report: RunReport,
     calls_before: u64,
     cancel: &'a AtomicBool,
+    /// A more urgent run of the connection was due at the last page boundary.
+    give_way: bool,
     parts: Vec<&'static str>,
     first_sync: bool,
     progress: Progress,
@@ -160,6 +162,7 @@ impl<'a> Work<'a> {
             calls_before: report.calls,
             report,
             cancel,
+            give_way: false,
             parts,
             first_sync: false,
             progress: Progress::default(),
@@ -212,7 +215,8 @@ impl<'a> Work<'a> {
             }
             self.read_parts().await?;
             if !self.engine.db.take_again(&self.claim.fence).await? {
-                return Ok(());
+                // Whoever cancelled it before its end is not to be told of a success.
+                return if self.cancel.load(Ordering::Relaxed) { Err(Stop::Cancelled) } else { Ok(()) };
             }
             again = true;
         }
@@ -549,13 +553,7 @@ impl<'a> Work<'a> {
                         done.samples,
                         started.elapsed().as_secs_f64(),
                     );
-                    if boundary.cancel {
-                        return Err(Stop::Cancelled);
-                    }
-                    if boundary.give_way {
-                        return Err(Stop::GiveWay);
-                    }
-                    self.check_stop()?;
+                    self.note(boundary);
                     return Ok(done);
                 }
                 Err(storage::Error::Stale) => {}
@@ -707,9 +705,10 @@ impl<'a> Work<'a> {
             };
             let lease = engine.after(engine.config.lease);
             match engine.db.commit_page(&self.claim.fence, &write, engine.now(), lease).await {
-                Ok(boundary) if boundary.cancel => return Err(Stop::Cancelled),
-                Ok(boundary) if boundary.give_way => return Err(Stop::GiveWay),
-                Ok(_) => return Ok(()),
+                Ok(boundary) => {
+                    self.note(boundary);
+                    return Ok(());
+                }
                 Err(storage::Error::Stale) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -754,12 +753,24 @@ impl<'a> Work<'a> {
         serde_json::to_string(&self.report).ok()
     }
 
+    /// Keeps what a commit told of the page boundary until the next call is to be made: what is committed is counted
+    /// first, and a run that has nothing left to read ends instead of giving way.
+    fn note(&mut self, boundary: Boundary) {
+        self.give_way = boundary.give_way;
+        if boundary.cancel {
+            self.cancel.store(true, Ordering::Relaxed);
+        }
+    }
+
     fn check_stop(&self) -> Result<(), Stop> {
         if self.engine.stop.is_cancelled() {
             return Err(Stop::Shutdown);
         }
         if self.cancel.load(Ordering::Relaxed) {
             return Err(Stop::Cancelled);
+        }
+        if self.give_way {
+            return Err(Stop::GiveWay);
         }
         Ok(())
     }
