@@ -68,8 +68,9 @@ pub trait Gate: Send + Sync {
     async fn take(&self) -> Result<(), DateTime<Utc>>;
     /// Takes in what a response told.
     async fn observe(&self, seen: &[Seen]);
-    /// The provider refused a call for its rate: says when to come back.
-    async fn refused(&self) -> DateTime<Utc>;
+    /// The provider refused a call for its rate: says when to come back, not before the provider's own word if it gave
+    /// one.
+    async fn refused(&self, retry_after: Option<Duration>) -> DateTime<Utc>;
 }
 
 /// Why a fetch brought nothing.

@@ -554,7 +554,7 @@ impl Gate for Open {
         Ok(())
     }
     async fn observe(&self, _: &[Seen]) {}
-    async fn refused(&self) -> DateTime<Utc> {
+    async fn refused(&self, _: Option<std::time::Duration>) -> DateTime<Utc> {
         noon()
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -135,7 +136,7 @@ impl Gate for RunGate<'_> {
         self.snapshot(false).await;
     }
 
-    async fn refused(&self) -> DateTime<Utc> {
+    async fn refused(&self, retry_after: Option<Duration>) -> DateTime<Utc> {
         let now = self.engine.now();
         let until = match self.engine.shared.refused(&self.key, &self.setup.quotas, now.timestamp_millis()).await {
             Ok(until_ms) => DateTime::from_timestamp_millis(until_ms).unwrap_or(now),
@@ -145,6 +146,7 @@ impl Gate for RunGate<'_> {
             }
         };
         // Without quotas of ours there is nothing to wait for but the provider's patience.
-        until.max(now + chrono::Duration::seconds(AWAY_SECONDS))
+        let least = retry_after.unwrap_or_default().max(Duration::from_secs(AWAY_SECONDS.unsigned_abs()));
+        until.max(self.engine.after(least))
     }
 }

@@ -216,8 +216,8 @@ async fn get(api: &Api<'_>, path: &str, query: &[(&str, String)]) -> Result<Byte
 async fn check(api: &Api<'_>, answer: Answer) -> Result<Bytes, FetchError> {
     match answer.status {
         200..=299 => Ok(answer.body),
-        // The gate knows the windows; Strava documents no `Retry-After`.
-        429 => Err(FetchError::Quota { until: api.gate.refused().await }),
+        // The gate knows the windows. Strava documents no `Retry-After`; where one comes, it holds.
+        429 => Err(FetchError::Quota { until: api.gate.refused(answer.retry_after()).await }),
         _ => Err(read_error(&answer, api.token.version)),
     }
 }
@@ -528,7 +528,7 @@ mod tests {
             Ok(())
         }
         async fn observe(&self, _: &[Seen]) {}
-        async fn refused(&self) -> DateTime<Utc> {
+        async fn refused(&self, _: Option<std::time::Duration>) -> DateTime<Utc> {
             until()
         }
     }
