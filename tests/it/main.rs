@@ -4,5 +4,7 @@
 mod support;
 
 mod api;
+mod conformance;
+mod oracle;
 mod sql;
 mod sync;
