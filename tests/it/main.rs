@@ -7,4 +7,5 @@ mod api;
 mod conformance;
 mod oracle;
 mod sql;
+mod storage;
 mod sync;
