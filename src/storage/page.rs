@@ -607,8 +607,18 @@ impl Db {
                                 hi = hi.max(other_hi);
                                 sqlx::query("delete from windows where id = $1").bind(id).execute(&mut *t).await?;
                             }
-                            // An open window that begins at the same place is wider than what was read just now, or it
-                            // would have been this one: it goes on, and covers this range again when it is done.
+                            // What is open inside this range was read with it.
+                            sqlx::query("delete from windows where connection_id = $1 and stream = $2 and purpose = 'cover'
+                                        and state <> 'done' and lo >= $3 and hi <= $4")
+                                .bind(fence.connection).bind(moved.stream).bind(lo).bind(hi)
+                                .execute(&mut *t).await?;
+                            // One that begins at the same place reaches further: only its rest is left to read.
+                            sqlx::query("update windows set lo = $4 where connection_id = $1 and stream = $2
+                                        and purpose = 'cover' and state <> 'done' and lo = $3 and not exists
+                                            (select 1 from windows o where o.connection_id = $1 and o.stream = $2
+                                                and o.purpose = 'cover' and o.lo = $4)")
+                                .bind(fence.connection).bind(moved.stream).bind(lo).bind(hi)
+                                .execute(&mut *t).await?;
                             sqlx::query("insert into windows (id, connection_id, stream, purpose, lo, hi, state, verified_at)
                                     values ($1, $2, $3, 'cover', $4, $5, 'done', $6)
                                     on conflict (connection_id, stream, lo) where purpose = 'cover' do nothing")
