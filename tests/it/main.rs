@@ -6,6 +6,7 @@ mod support;
 mod api;
 mod conformance;
 mod oracle;
+mod properties;
 mod sql;
 mod storage;
 mod sync;

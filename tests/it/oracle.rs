@@ -70,7 +70,8 @@ pub async fn finish(engine: &Arc<Engine>, id: RunId) -> Run {
         }
         forward(&engine.clock, run.due_at + chrono::Duration::milliseconds(1));
     }
-    panic!("the run does not end");
+    let others = engine.db.list_runs(&wearsync::storage::RunFilter { limit: 20, ..Default::default() }).await;
+    panic!("the run {id} does not end at {}: {others:#?}", engine.clock.now());
 }
 
 /// Accepts and finishes.
