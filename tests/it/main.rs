@@ -7,6 +7,7 @@ mod api;
 mod conformance;
 mod oracle;
 mod properties;
+mod quota;
 mod sql;
 mod storage;
 mod sync;
