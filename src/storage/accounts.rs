@@ -129,7 +129,8 @@ impl Db {
         }
         let sql = format!(
             "update accounts set refresh_owner = $3, refresh_until = $5
-            where id = $1 and token_version = $2 and (refresh_until is null or refresh_until < $4)
+            where id = $1 and token_version = $2
+                and (refresh_owner is null or refresh_until is null or refresh_until < $4)
             returning {COLUMNS}"
         );
         let owner = owner.to_owned();
@@ -145,7 +146,9 @@ impl Db {
         Ok(taken.map(|account| RefreshLease { interrupted: before.refresh_owner.is_some(), account }))
     }
 
-    /// Stores what a refresh brought and gives the lease back. `false`: the lease was lost, the version moved on.
+    /// Stores what a refresh brought and gives the lease back. `false`: the lease was lost, the version moved on. Until
+    /// `coming` the access token is on its way to other processes, which do well to wait for it (`refresh_until` without
+    /// an owner); a lease is given all the same, to whoever was refused it already.
     ///
     /// # Errors
     /// When the database fails.
@@ -155,14 +158,15 @@ impl Db {
         version: i64,
         owner: &str,
         sealed: Option<Vec<u8>>,
+        coming: Option<DateTime<Utc>>,
         now: DateTime<Utc>,
     ) -> Result<bool> {
         let sql = "update accounts set refresh_token = coalesce($4, refresh_token), token_version = token_version + 1,
-                refresh_owner = null, refresh_until = null, refusals = 0, refused_since = null, status = 'active',
+                refresh_owner = null, refresh_until = $6, refusals = 0, refused_since = null, status = 'active',
                 reason = null, updated_at = $5
             where id = $1 and token_version = $2 and refresh_owner = $3";
         let owner = owner.to_owned();
-        accept!(self, c => Ok(sqlx::query(sql).bind(id).bind(version).bind(owner).bind(sealed).bind(now)
+        accept!(self, c => Ok(sqlx::query(sql).bind(id).bind(version).bind(owner).bind(sealed).bind(now).bind(coming)
             .execute(&mut *c).await?.rows_affected() > 0))
     }
 

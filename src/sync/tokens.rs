@@ -4,7 +4,7 @@
 //! database is noticed first), and the answer is committed before it is used.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::Utc;
@@ -12,6 +12,7 @@ use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 
 use super::{Engine, Error, ProviderSetup, failpoint, secret, token_aad};
+use crate::coordination::Coordination;
 use crate::model::AccountId;
 use crate::providers::oauth::{self, Refusal, TokenError};
 use crate::providers::{AccessToken, Dead};
@@ -23,9 +24,16 @@ const SPARE_SECONDS: i64 = 30;
 /// How often a process looks whether the one that refreshes is done.
 const POLL: Duration = Duration::from_millis(50);
 
+/// A token that another process has just stored is on its way to the shared cache for at most this long.
+const ON_ITS_WAY: chrono::Duration = chrono::Duration::seconds(2);
+
 /// Access tokens in memory.
 #[derive(Debug, Default)]
-pub struct TokenStore(Mutex<HashMap<AccountId, AccessToken>>);
+pub struct TokenStore {
+    tokens: Mutex<HashMap<AccountId, AccessToken>>,
+    /// Held while a token is looked for outside: whoever comes next finds it in memory.
+    looking: Mutex<HashMap<AccountId, Arc<tokio::sync::Mutex<()>>>>,
+}
 
 /// Why there is no access token.
 #[derive(Debug, thiserror::Error)]
@@ -59,15 +67,19 @@ struct Shared {
 
 impl TokenStore {
     fn get(&self, account: AccountId) -> Option<AccessToken> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&account).cloned()
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(&account).cloned()
     }
 
     fn put(&self, account: AccountId, token: AccessToken) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(account, token);
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).insert(account, token);
+    }
+
+    fn looking(&self, account: AccountId) -> Arc<tokio::sync::Mutex<()>> {
+        self.looking.lock().unwrap_or_else(PoisonError::into_inner).entry(account).or_default().clone()
     }
 
     fn forget(&self, account: AccountId, version: i64) {
-        let mut tokens = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
         if tokens.get(&account).is_some_and(|token| token.version <= version) {
             tokens.remove(&account);
         }
@@ -86,6 +98,9 @@ impl Engine {
         refused: i64,
     ) -> Result<AccessToken, TokenFailure> {
         let deadline = self.after(self.config.lease * 3);
+        // Within a process one looks, and the others find what it brought.
+        let looking = self.tokens.looking(id);
+        let _looking = looking.lock().await;
         loop {
             if let Some(token) = self.cached(id).await.filter(|token| token.version > refused) {
                 return Ok(token);
@@ -99,7 +114,11 @@ impl Engine {
                 let why = account.reason.unwrap_or_else(|| "the grant is no longer good".to_owned());
                 return Err(TokenFailure::Reauthorize(why));
             }
-            if let Some(token) = self.refresh(setup, &account).await? {
+            // The version that nobody has refused was stored a moment ago: its access token is about to be shared.
+            let coming = account.token_version > refused
+                && account.refresh_owner.is_none()
+                && account.refresh_until.is_some_and(|until| self.now() <= until);
+            if !coming && let Some(token) = self.refresh(setup, &account).await? {
                 return Ok(token);
             }
             // Another process refreshes: its answer comes through the cache, or its lease runs out.
@@ -195,7 +214,9 @@ impl Engine {
             Ok(grant) => {
                 let sealed =
                     grant.refresh_token.as_ref().map(|token| self.vault.seal(&token_aad("refresh", account.id), token));
-                if !self.db.store_refresh(account.id, version, &self.owner, sealed, self.now()).await? {
+                let shares = self.config.share_access_tokens && matches!(self.shared, Coordination::Redis(_));
+                let coming = shares.then(|| self.now() + ON_ITS_WAY);
+                if !self.db.store_refresh(account.id, version, &self.owner, sealed, coming, self.now()).await? {
                     return Ok(None);
                 }
                 failpoint::hit("refresh-stored");

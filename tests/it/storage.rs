@@ -495,8 +495,8 @@ async fn refresh_lease(shape: Shape) {
     let lease = db.take_refresh_lease(id, version, "a", s(0), s(30)).await.unwrap().expect("is free");
     assert!(!lease.interrupted);
     assert!(db.take_refresh_lease(id, version, "b", s(1), s(31)).await.unwrap().is_none(), "one at a time");
-    assert!(db.store_refresh(id, version, "a", Some(vec![7]), s(2)).await.unwrap());
-    assert!(!db.store_refresh(id, version, "a", Some(vec![8]), s(2)).await.unwrap(), "the version moved on");
+    assert!(db.store_refresh(id, version, "a", Some(vec![7]), None, s(2)).await.unwrap());
+    assert!(!db.store_refresh(id, version, "a", Some(vec![8]), None, s(2)).await.unwrap(), "the version moved on");
     assert!(db.take_refresh_lease(id, version, "b", s(3), s(33)).await.unwrap().is_none(), "and is spent");
     let account = db.find_account(id).await.unwrap().unwrap();
     assert_eq!((account.token_version, account.refresh_token), (version + 1, Some(vec![7])));
@@ -507,8 +507,8 @@ async fn refresh_lease(shape: Shape) {
     let lease = db.take_refresh_lease(id, version, "b", s(35), s(65)).await.unwrap().expect("ran out");
     assert!(lease.interrupted);
     // Late answers of the dead one change nothing; an answer without a new refresh token keeps the old one.
-    assert!(!db.store_refresh(id, version, "dead", Some(vec![6]), s(36)).await.unwrap());
-    assert!(db.store_refresh(id, version, "b", None, s(37)).await.unwrap());
+    assert!(!db.store_refresh(id, version, "dead", Some(vec![6]), None, s(36)).await.unwrap());
+    assert!(db.store_refresh(id, version, "b", None, None, s(37)).await.unwrap());
     let account = db.find_account(id).await.unwrap().unwrap();
     assert_eq!((account.refresh_token, account.refresh_owner), (Some(vec![7]), None));
     // Failures give the lease back, and count only refusals.
