@@ -11,3 +11,4 @@ mod quota;
 mod sql;
 mod storage;
 mod sync;
+mod tokens;

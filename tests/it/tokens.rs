@@ -1,0 +1,207 @@
+//! What keeps a grant alive: one refresh per expiry, however many want one, and what no failure of ours may cost.
+
+use std::sync::Arc;
+
+use serde_json::json;
+use wearsync::clock::Clock;
+use wearsync::model::{Class, ConnectionId, RunSource, RunState, SyncRequest};
+use wearsync::simulator::Options;
+use wearsync::storage::{Account, NewUser};
+use wearsync::sync::{self, Engine};
+
+use crate::both;
+use crate::oracle::{another, calls, faults, forward, ledger, sync_with, tiny, world};
+use crate::support::{Shape, World};
+
+both! {
+    eight_share_single_use_tokens => race;
+    a_token_lost_with_its_holder_is_named_so => rotation_lost;
+    a_holder_that_died_before_the_call_costs_nothing => died_early;
+    a_refused_grant_is_dead => refused;
+    wrong_credentials_do_not_kill_a_grant => wrong_secret;
+    a_broken_token_endpoint_does_not_kill_a_grant => endpoint_down;
+    another_application_is_told_apart => other_app;
+}
+
+async fn account(world: &World) -> Account {
+    let connection = world.engine.db.find_connection(world.connection).await.unwrap().unwrap();
+    world.engine.db.find_account(connection.account_id).await.unwrap().unwrap()
+}
+
+/// Runs until it went well; a run that met nothing but used-up tokens says so, and is asked for again.
+async fn until_success(engine: Arc<Engine>, connection: ConnectionId) -> u32 {
+    for tries in 0..20 {
+        let setup = engine.provider("strava").unwrap();
+        let request = SyncRequest { limit: Some(5), ..SyncRequest::default() };
+        let accepted =
+            sync::submit(&engine, setup, connection, &request, Class::Interactive, RunSource::Pull, None).await;
+        let id = accepted.unwrap().expect("the account is active").id;
+        loop {
+            sync::execute(&engine, id).await.unwrap();
+            let run = engine.db.find_run(id).await.unwrap().unwrap();
+            match run.run_state() {
+                RunState::Success => return tries,
+                state if state.is_final() => {
+                    let reason = run.reason.unwrap_or_default();
+                    assert!(reason.contains("one fresh access token after the other"), "{reason}");
+                    break;
+                }
+                _ => engine.clock.sleep_until(run.due_at).await,
+            }
+        }
+    }
+    panic!("no success");
+}
+
+/// Eight processes (on SQLite: eight runs of the one process), one account, tokens that end after five calls and
+/// refresh tokens that are good once.
+async fn race(shape: Shape) {
+    let options = Options { rotate: true, expire_after_calls: Some(5), ..tiny(8) };
+    let world = World::with(shape, options, Clock::system(), &[]).await;
+    let db = &world.engine.db;
+    let shared = account(&world).await.id;
+    // All processes first: each tidies up the folder when it opens it.
+    let mut engines = Vec::new();
+    for _ in 0..8 {
+        engines.push(match shape {
+            Shape::Postgres => another(&world, &[("WEARSYNC_DATABASE_CONNECTIONS", "2")]).await,
+            Shape::Sqlite => world.engine.clone(),
+        });
+    }
+    let mut work = tokio::task::JoinSet::new();
+    for (n, engine) in engines.into_iter().enumerate() {
+        let connection = match n {
+            0 => world.connection,
+            _ => {
+                let user = db.insert_user(NewUser::default(), world.clock.now()).await.unwrap().id;
+                db.connect(user, shared, "strava", world.clock.now()).await.unwrap()
+            }
+        };
+        work.spawn(until_success(engine, connection));
+    }
+    let repeated: u32 = work.join_all().await.into_iter().sum();
+    let tokens = ledger(&world).await["tokens"].clone();
+    println!("{tokens}; {repeated} runs repeated");
+    assert_eq!(tokens["refresh_refused"], 0, "no token was spent twice: {tokens}");
+    // The provider makes a new access token only when the old one ended: a refresh more than that was one too many.
+    assert_eq!(tokens["refresh_attempts"], tokens["issued"], "one refresh per expiry: {tokens}");
+    assert!(tokens["issued"].as_u64() > Some(10), "{tokens}");
+    let account = account(&world).await;
+    assert_eq!((account.status.as_str(), account.refusals), ("active", 0));
+    assert_eq!(account.refresh_owner, None);
+    let records = "select count(*) from records where kind = 'workout'";
+    assert_eq!(crate::oracle::number(db, records).await, 64);
+}
+
+/// Spends the stored refresh token behind our back; the one that takes its place is nobody's.
+async fn spend(world: &World) {
+    let grant = world.control("grant", json!({ "athlete": 0 })).await;
+    let token = grant["refresh_token"].as_str().unwrap();
+    let form = [
+        ("client_id", "90417"),
+        ("client_secret", "simulated-secret"),
+        ("grant_type", "refresh_token"),
+        ("refresh_token", token),
+    ];
+    let call = crate::support::client().post(format!("{}/oauth/token", world.sim.url())).form(&form);
+    assert!(call.send().await.unwrap().status().is_success());
+}
+
+async fn die_refreshing(world: &World) {
+    let account = account(world).await;
+    let (now, until) = (world.clock.now(), world.clock.now() + chrono::Duration::seconds(30));
+    let lease = world.engine.db.take_refresh_lease(account.id, account.token_version, "a dead one", now, until).await;
+    assert!(lease.unwrap().is_some());
+}
+
+async fn rotation_lost(shape: Shape) {
+    let world = world(shape, Options { rotate: true, ..tiny(3) }, &[]).await;
+    die_refreshing(&world).await;
+    spend(&world).await;
+    forward(&world.clock, world.clock.now() + chrono::Duration::seconds(31));
+    let run = sync_with(&world, &SyncRequest::default()).await;
+    assert_eq!(run.run_state(), RunState::Failed);
+    let account = account(&world).await;
+    assert_eq!(account.status, "reauth");
+    assert!(account.reason.as_deref().is_some_and(|reason| reason.starts_with("rotation_lost")), "{account:?}");
+    assert!(run.reason.as_deref().is_some_and(|reason| reason.contains("connected again")), "{run:?}");
+    let setup = world.engine.provider("strava").unwrap();
+    let request = SyncRequest::default();
+    let (class, source) = (Class::Interactive, RunSource::Pull);
+    let accepted = sync::submit(&world.engine, setup, world.connection, &request, class, source, None).await.unwrap();
+    assert!(accepted.is_none(), "nothing is accepted for a dead grant");
+    // Connected again, everything goes on.
+    let list = world.engine.db.list_connections(Some(world.user)).await.unwrap();
+    let grant = world.control("grant", json!({ "athlete": 0 })).await;
+    let token = sync::secret(grant["refresh_token"].as_str().unwrap());
+    let person = Some(list[0].provider_user_id.as_str());
+    let same = sync::connect_with_grant(&world.engine, setup, world.user, &token, person, None).await.unwrap();
+    assert_eq!(same, world.connection);
+    assert_eq!(sync_with(&world, &SyncRequest::default()).await.run_state(), RunState::Success);
+    world.check().await;
+}
+
+async fn died_early(shape: Shape) {
+    let world = world(shape, Options { rotate: true, ..tiny(3) }, &[]).await;
+    die_refreshing(&world).await;
+    forward(&world.clock, world.clock.now() + chrono::Duration::seconds(31));
+    assert_eq!(sync_with(&world, &SyncRequest::default()).await.run_state(), RunState::Success);
+    let account = account(&world).await;
+    assert_eq!((account.status.as_str(), account.refresh_owner), ("active", None));
+}
+
+async fn refused(shape: Shape) {
+    let world = world(shape, tiny(3), &[]).await;
+    world.control("revoke", json!({ "athlete": 0 })).await;
+    let run = sync_with(&world, &SyncRequest::default()).await;
+    assert_eq!(run.run_state(), RunState::Failed);
+    let account = account(&world).await;
+    assert_eq!(account.status, "reauth");
+    let reason = account.reason.unwrap_or_default();
+    assert!(!reason.contains("rotation_lost") && reason.contains("refused"), "nothing of ours was lost: {reason}");
+    assert_eq!(ledger(&world).await["tokens"]["refresh_attempts"], 1, "asking again does not help");
+}
+
+async fn wrong_secret(shape: Shape) {
+    let world = world(shape, tiny(3), &[]).await;
+    let wrong = another(&world, &[("WEARSYNC_PROVIDERS__STRAVA__CLIENT_SECRET", "wrong")]).await;
+    let id = world.accept(&SyncRequest::default()).await;
+    let run = crate::oracle::finish(&wrong, id).await;
+    assert_eq!(run.run_state(), RunState::Failed);
+    assert!(run.reason.as_deref().is_some_and(|reason| reason.contains("our application")), "{run:?}");
+    let found = account(&world).await;
+    assert_eq!((found.status.as_str(), found.refusals, found.refresh_owner), ("active", 0, None));
+    assert_eq!(sync_with(&world, &SyncRequest::default()).await.run_state(), RunState::Success);
+}
+
+async fn endpoint_down(shape: Shape) {
+    let world = world(shape, Options { rotate: true, ..tiny(3) }, &[]).await;
+    faults(&world, &["500@token=1/1*1", "429@token=1/2*1", "503@token=1/3*1"]).await;
+    assert_eq!(sync_with(&world, &SyncRequest::default()).await.run_state(), RunState::Success);
+    assert!(calls(&ledger(&world).await, "token") >= 3);
+    // For good: the run ends and says why, the grant lives.
+    world.control("revoke", json!({ "athlete": 0, "access_only": true })).await;
+    faults(&world, &["502@token=1/1"]).await;
+    forward(&world.clock, world.clock.now() + chrono::Duration::hours(7));
+    let run = sync_with(&world, &SyncRequest::default()).await;
+    assert_eq!(run.run_state(), RunState::Failed, "{run:?}");
+    assert!(run.reason.as_deref().is_some_and(|reason| reason.contains("502")), "{run:?}");
+    let found = account(&world).await;
+    assert_eq!((found.status.as_str(), found.refusals, found.refresh_owner), ("active", 0, None));
+    faults(&world, &[]).await;
+    assert_eq!(sync_with(&world, &SyncRequest::default()).await.run_state(), RunState::Success);
+}
+
+async fn other_app(shape: Shape) {
+    let world = world(shape, tiny(3), &[]).await;
+    let other = another(&world, &[("WEARSYNC_PROVIDERS__STRAVA__CLIENT_ID", "12345")]).await;
+    let id = world.accept(&SyncRequest::default()).await;
+    let run = crate::oracle::finish(&other, id).await;
+    assert_eq!(run.run_state(), RunState::Failed);
+    assert!(
+        run.reason.as_deref().is_some_and(|reason| reason.contains("90417") && reason.contains("12345")),
+        "{run:?}"
+    );
+    assert_eq!(account(&world).await.status, "active");
+    assert_eq!(ledger(&world).await["tokens"]["refresh_attempts"], 0, "no token is shown to another application");
+}
