@@ -4,7 +4,7 @@ use chrono::{DateTime, Duration, Utc};
 use serde_json::json;
 use wearsync::model::quota::Window as QuotaWindow;
 use wearsync::model::{
-    AccountId, BEGINNING_MS, Class, ConnectionId, Purpose, RunId, RunSource, RunState, UserId, Window,
+    AccountId, BEGINNING_MS, Class, ConnectionId, Kind, Purpose, RunId, RunSource, RunState, UserId, Window,
 };
 use wearsync::storage::{
     Accepted, Claim, Db, Error, Fence, NewAccount, NewApiKey, NewRun, NewUser, NewWindow, PageWrite, Run, RunFilter,
@@ -98,7 +98,7 @@ impl Store {
     }
 
     async fn page(&self, fence: &Fence) -> Result<(), Error> {
-        let state = self.db.load_page_state(fence.connection, &["x".to_owned()].into()).await?;
+        let state = self.db.load_page_state(fence.connection, &[(Kind::Workout, "x".to_owned())].into()).await?;
         let page = PageWrite { page_seq: state.page_seq, ..PageWrite::default() };
         self.db.commit_page(fence, &page, s(1), s(40)).await.map(|_| ())
     }
