@@ -15,7 +15,7 @@ use crate::config::{Config, Database};
 use crate::coordination::Coordination;
 use crate::storage::Db;
 use crate::sync::{Engine, Exporter};
-use crate::vault::Vault;
+use crate::vault::{Vault, prepare_state_folder};
 use crate::{api, export, telemetry, worker};
 
 /// What a process is there for.
@@ -181,6 +181,8 @@ pub async fn migrate(config: &Config) -> anyhow::Result<()> {
 async fn open_database(config: &Config) -> anyhow::Result<Db> {
     match &config.database {
         Database::Sqlite(path) => {
+            // Before the database is in it: with a key given by a setting nobody else prepares it.
+            prepare_state_folder(&config.state_dir()).context("the state folder cannot be used")?;
             if let Some(folder) = path.parent() {
                 std::fs::create_dir_all(folder)
                     .with_context(|| format!("cannot make the folder {}", folder.display()))?;
@@ -196,7 +198,7 @@ async fn open_database(config: &Config) -> anyhow::Result<Db> {
 }
 
 fn lock_folder(state: &Path) -> anyhow::Result<Option<File>> {
-    std::fs::create_dir_all(state).with_context(|| format!("cannot make the folder {}", state.display()))?;
+    prepare_state_folder(state).context("the state folder cannot be used")?;
     let path = state.join("lock");
     let file = File::options()
         .create(true)
@@ -214,7 +216,7 @@ fn lock_folder(state: &Path) -> anyhow::Result<Option<File>> {
 }
 
 fn open_exporter(config: &Config, state: &Path) -> anyhow::Result<Exporter> {
-    std::fs::create_dir_all(state).with_context(|| format!("cannot make the folder {}", state.display()))?;
+    prepare_state_folder(state).context("the state folder cannot be used")?;
     let folder = export::Folder::open(&config.export_dir, &state.join("export.lock"))?;
     Ok(Exporter::new(folder))
 }

@@ -139,7 +139,7 @@ impl Vault {
 /// # Errors
 /// [`VaultError::File`] when it cannot be read or made, or when others can read it.
 pub fn load_or_create(state_dir: &Path) -> Result<SecretString, VaultError> {
-    prepare(state_dir).map_err(|error| file_error(state_dir, &error))?;
+    prepare_state_folder(state_dir)?;
     let path = state_dir.join(KEY_FILE);
     if let Some(key) = load(&path)? {
         return Ok(key);
@@ -179,6 +179,15 @@ fn others_can_read(meta: &fs::Metadata) -> bool {
 #[cfg(not(unix))]
 fn others_can_read(_: &fs::Metadata) -> bool {
     false
+}
+
+/// Makes the state folder if it is missing: mode 0700, with a `.gitignore` that leaves out everything. Whoever puts
+/// something there calls this first, also where the key is given by a setting.
+///
+/// # Errors
+/// [`VaultError::File`] when it cannot be made.
+pub fn prepare_state_folder(state_dir: &Path) -> Result<(), VaultError> {
+    prepare(state_dir).map_err(|error| file_error(state_dir, &error))
 }
 
 fn prepare(state_dir: &Path) -> io::Result<()> {

@@ -270,6 +270,7 @@ async fn build(place: &Place, simulator: &str, clock: Clock, settings: &[(&str, 
         env.insert((*name).to_owned(), (*value).to_owned());
     }
     let config = Config::load(None, env).expect("settings");
+    wearsync::vault::prepare_state_folder(&config.state_dir()).expect("a state folder");
     let db = place.db().await;
     db.migrate().await.expect("migrates");
     let shared = match (&config.redis_url, &config.database) {
