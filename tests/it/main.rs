@@ -5,6 +5,7 @@ mod support;
 
 mod api;
 mod conformance;
+mod files;
 mod oracle;
 mod properties;
 mod quota;
