@@ -1,25 +1,34 @@
 //! A process of ours: started, killed, paused, and never left behind.
 
 use std::collections::BTreeMap;
-use std::process::{Child, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 pub(crate) struct Process {
     child: Child,
+    log: PathBuf,
 }
 
 impl Process {
-    pub(crate) fn start(args: &[&str], env: &BTreeMap<String, String>) -> Self {
+    /// Starts the program; what it says goes to the end of `log`.
+    pub(crate) fn start(args: &[&str], env: &BTreeMap<String, String>, log: &Path) -> Self {
+        let file = std::fs::File::options().create(true).append(true).open(log).expect("a log can be written");
         let child = Command::new(env!("CARGO_BIN_EXE_wearsync"))
             .args(args)
             .env_clear()
             .envs(env)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(if std::env::var("CRASH_LOG").is_ok() { Stdio::inherit() } else { Stdio::null() })
+            .stderr(if std::env::var("CRASH_LOG").is_ok() { Stdio::inherit() } else { Stdio::from(file) })
             .spawn()
             .expect("the program starts");
-        Self { child }
+        Self { child, log: log.to_owned() }
+    }
+
+    /// What it said so far (nothing under `CRASH_LOG`, which sends it to the terminal).
+    pub(crate) fn said(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// kill -9.
@@ -34,7 +43,11 @@ impl Process {
     }
 
     pub(crate) fn has_ended(&mut self) -> bool {
-        self.child.try_wait().expect("can be asked").is_some()
+        self.ended().is_some()
+    }
+
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("can be asked")
     }
 
     pub(crate) async fn wait_at_most(&mut self, limit: Duration) -> bool {
@@ -63,6 +76,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        // A paused process is killed as well as any other.
         self.kill();
     }
 }

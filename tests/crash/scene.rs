@@ -1,44 +1,63 @@
-//! The simulator, an engine that accepts and never works, one connected user, and the processes that do work.
+//! The simulator, an engine that accepts and never works, connected users, and the processes that do work.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use wearsync::clock::Clock;
 use wearsync::model::{Class, ConnectionId, RunId, RunSource, RunState, SyncRequest, UserId};
 use wearsync::simulator::{self, Options, Running};
-use wearsync::storage::{NewUser, Run};
+use wearsync::storage::{NewApiKey, NewUser, Run};
 use wearsync::sync::{self, Engine};
+use wearsync::{export, vault};
 
 use crate::process::Process;
 use crate::support::{self, Place, Shape, client, get, post, truth};
+
+/// One user with a connection to one athlete of the simulator.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Person {
+    pub(crate) user: UserId,
+    pub(crate) connection: ConnectionId,
+    pub(crate) athlete: u32,
+}
 
 pub(crate) struct Scene {
     pub(crate) place: Place,
     pub(crate) sim: Running,
     pub(crate) engine: Arc<Engine>,
-    pub(crate) user: UserId,
-    pub(crate) connection: ConnectionId,
+    pub(crate) people: Vec<Person>,
     pub(crate) http: reqwest::Client,
 }
 
 impl Scene {
+    /// One user for each athlete of the simulator.
     pub(crate) async fn new(shape: Shape, options: Options) -> Self {
         Self::at(Place::new(shape).await, options).await
     }
 
     pub(crate) async fn at(place: Place, options: Options) -> Self {
+        let athletes = options.athletes;
         let sim = simulator::start(options, Clock::system()).await.expect("the simulator starts");
         let engine = support::engine_without_files(&place, &sim.url()).await;
-        let user = engine.db.insert_user(NewUser::default(), engine.clock.now()).await.expect("a user").id;
-        let mut scene = Self { place, sim, engine, user, connection: ConnectionId::new(), http: client() };
-        scene.connection = scene.connect(user).await;
+        let mut scene = Self { place, sim, engine, people: Vec::new(), http: client() };
+        for athlete in 0..athletes {
+            let user = scene.user().await;
+            let connection = scene.connect(user, athlete).await;
+            scene.people.push(Person { user, connection, athlete });
+        }
         scene
     }
 
-    /// Binds a user to the first athlete.
-    pub(crate) async fn connect(&self, user: UserId) -> ConnectionId {
-        let grant = self.control("grant", json!({ "athlete": 0 })).await;
+    pub(crate) async fn user(&self) -> UserId {
+        self.engine.db.insert_user(NewUser::default(), self.engine.clock.now()).await.expect("a user").id
+    }
+
+    /// Binds a user to an athlete.
+    pub(crate) async fn connect(&self, user: UserId, athlete: u32) -> ConnectionId {
+        let grant = self.control("grant", json!({ "athlete": athlete })).await;
         let token = sync::secret(grant["refresh_token"].as_str().expect("a token"));
         let setup = self.engine.provider("strava").expect("strava");
         sync::connect_with_grant(&self.engine, setup, user, &token, None, None).await.expect("connects")
@@ -60,7 +79,28 @@ impl Scene {
         for (name, value) in settings {
             env.insert((*name).to_owned(), (*value).to_owned());
         }
-        Process::start(args, &env)
+        let log = self.place.dir.path().join(format!("{}.log", uuid::Uuid::now_v7().simple()));
+        Process::start(args, &env, &log)
+    }
+
+    /// All that work on this shape.
+    pub(crate) fn start_all(&self) -> Vec<Process> {
+        self.commands().iter().map(|args| self.start(args, &[])).collect()
+    }
+
+    /// A key for everything.
+    pub(crate) async fn api_key(&self) -> String {
+        let secret = vault::new_api_key();
+        let secret = secret.expose_secret();
+        let new = NewApiKey {
+            hash: vault::hash_secret(secret),
+            prefix: secret[..7].to_owned(),
+            name: "crash".to_owned(),
+            scopes: "admin".to_owned(),
+            expires_at: None,
+        };
+        self.engine.db.insert_api_key(new, self.engine.clock.now()).await.expect("a key");
+        secret.to_owned()
     }
 
     pub(crate) async fn control(&self, path: &str, body: Value) -> Value {
@@ -71,8 +111,23 @@ impl Scene {
         get(&self.http, &format!("{}/_simulator/ledger", self.sim.url())).await["ledger"].clone()
     }
 
+    /// Calls that reached one of the simulator's endpoints.
+    pub(crate) async fn calls(&self, endpoint: &str) -> u64 {
+        self.ledger().await["calls"][endpoint].as_u64().unwrap_or(0)
+    }
+
+    /// Waits for so many calls; the last one is still being answered if the simulator is slow.
+    pub(crate) async fn until_calls(&self, endpoint: &str, least: u64) {
+        let started = Instant::now();
+        while self.calls(endpoint).await < least {
+            assert!(started.elapsed() < Duration::from_secs(30), "{least} calls of {endpoint} do not come");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// A sync of the first user.
     pub(crate) async fn accept(&self, request: &SyncRequest) -> RunId {
-        self.accept_for(self.connection, request).await
+        self.accept_for(self.people[0].connection, request).await
     }
 
     pub(crate) async fn accept_for(&self, connection: ConnectionId, request: &SyncRequest) -> RunId {
@@ -86,18 +141,25 @@ impl Scene {
         self.engine.db.find_run(id).await.expect("reads").expect("is there")
     }
 
-    /// Waits for the end of a run, which has to be a success.
-    pub(crate) async fn until_success(&self, id: RunId) {
+    /// Waits for the end of a run, whatever it is. A database that is away for a moment is asked again.
+    pub(crate) async fn until_final(&self, id: RunId) -> Run {
         let started = Instant::now();
         loop {
-            let run = self.run(id).await;
-            if run.run_state().is_final() {
-                assert_eq!(run.run_state(), RunState::Success, "{run:?}");
-                return;
+            let run = self.engine.db.find_run(id).await;
+            if let Ok(Some(run)) = &run
+                && run.run_state().is_final()
+            {
+                return run.clone();
             }
             assert!(started.elapsed() < Duration::from_secs(120), "the run does not end: {run:?}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// Waits for the end of a run, which has to be a success.
+    pub(crate) async fn until_success(&self, id: RunId) {
+        let run = self.until_final(id).await;
+        assert_eq!(run.run_state(), RunState::Success, "{run:?}");
     }
 
     /// A run whose workers die three times in a row without a page is parked, on purpose: the third kill waits for one.
@@ -114,9 +176,21 @@ impl Scene {
         }
     }
 
-    /// Rows and files are exactly what the simulator issued.
+    /// Where a person's files are.
+    pub(crate) fn folder(&self, person: &Person) -> PathBuf {
+        let exports = self.place.export_dir();
+        if self.people.len() > 1 { exports.join(export::user_folder(None, person.user)) } else { exports }
+    }
+
+    /// Rows and files of everybody are exactly what the simulator issued.
     pub(crate) async fn check(&self) {
-        let truth = truth(&self.http, &self.sim.url(), 0).await;
+        for person in &self.people {
+            self.check_person(person).await;
+        }
+    }
+
+    pub(crate) async fn check_person(&self, person: &Person) {
+        let truth = truth(&self.http, &self.sim.url(), person.athlete).await;
         // The exporting process may still be at it: the last batch comes with its sweep.
         for _ in 0..100 {
             if self.engine.db.list_export_due().await.expect("reads").is_empty() {
@@ -124,6 +198,54 @@ impl Scene {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        support::check(&self.engine.db, self.connection, &truth, &self.place.export_dir()).await;
+        support::check(&self.engine.db, person.connection, &truth, &self.folder(person)).await;
+    }
+}
+
+/// A process that answers HTTP, at an address that it keeps over its restarts.
+pub(crate) struct Api {
+    pub(crate) url: String,
+    pub(crate) key: String,
+    bind: String,
+    args: Vec<&'static str>,
+    pub(crate) process: Process,
+}
+
+impl Api {
+    pub(crate) async fn start(scene: &Scene, args: &[&'static str]) -> Self {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("a port").port();
+        let bind = format!("127.0.0.1:{port}");
+        let process = scene.start(args, &[("WEARSYNC_BIND", &bind)]);
+        let key = scene.api_key().await;
+        let mut api = Self { url: format!("http://{bind}"), key, bind, args: args.to_vec(), process };
+        api.until_up(scene).await;
+        api
+    }
+
+    /// What answers HTTP on this shape; on SQLite it works as well.
+    pub(crate) async fn of_shape(scene: &Scene) -> Self {
+        match scene.place.shape {
+            Shape::Sqlite => Self::start(scene, &["serve"]).await,
+            Shape::Postgres => Self::start(scene, &["serve", "--no-worker"]).await,
+        }
+    }
+
+    pub(crate) fn kill_and_start(&mut self, scene: &Scene) {
+        self.process.kill();
+        self.process = scene.start(&self.args, &[("WEARSYNC_BIND", &self.bind)]);
+    }
+
+    pub(crate) async fn until_up(&mut self, scene: &Scene) {
+        let started = Instant::now();
+        while self.status(scene, "/health/ready").await != Some(200) {
+            assert!(started.elapsed() < Duration::from_secs(20), "it does not come up: {}", self.process.said());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The status of an answer; `None` where there was none.
+    pub(crate) async fn status(&self, scene: &Scene, path: &str) -> Option<u16> {
+        let answer = scene.http.get(format!("{}{path}", self.url)).header("x-api-key", &self.key).send().await;
+        answer.ok().map(|answer| answer.status().as_u16())
     }
 }
