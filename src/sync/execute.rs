@@ -15,6 +15,9 @@ use crate::telemetry;
 const CRASHES: i64 = 3;
 /// Put-backs after failures in a row before a run is given up.
 const ATTEMPTS: i64 = 5;
+/// A page in hand has this long to end when the process is told to; then it is dropped, and the run given back in time
+/// (the worker waits for ten seconds).
+const LAST_PAGE: std::time::Duration = std::time::Duration::from_secs(7);
 /// How often an inline call looks after a run that another worker has.
 const FOLLOW: std::time::Duration = std::time::Duration::from_millis(100);
 /// Runs put on the ready list by one sweep; the next one finds the rest.
@@ -69,6 +72,10 @@ async fn claimed(engine: &Arc<Engine>, claim: &Claim) -> Result<Executed, Error>
         tokio::select! {
             ended = work.run() => ended,
             () = keep(engine, claim, &cancel) => Err(Stop::Fenced),
+            () = async {
+                engine.stop.cancelled().await;
+                tokio::time::sleep(LAST_PAGE).await;
+            } => Err(Stop::Shutdown),
         }
     };
     failpoint::hit("before-settle");
