@@ -209,7 +209,7 @@ async fn awkward_chunk(world: &World) {
     let mut db = sqlx::SqliteConnection::connect(&format!("sqlite:{}", path.display())).await.expect("opens");
     for (first, deltas, values) in awkward() {
         sqlx::query(
-            "insert into sample_chunks select id, 507, 0, $1, data_source_id, $1, null, 1500, 0, 0, 0, $2, $3, x'00'
+            "insert into sample_chunks select id, 507, 0, $1, data_source_id, $1, null, 1500, 0, 0, 0, x'00', $2, $3
                 from records where kind = 'workout' limit 1",
         )
         .bind(first)
@@ -225,7 +225,7 @@ async fn awkward_chunk_postgres(world: &World) {
     let Db::Postgres(db) = &world.engine.db else { return };
     for (first, deltas, values) in awkward() {
         sqlx::query(
-            "insert into sample_chunks select id, 507, false, $1, data_source_id, $1, null, 1500, 0, 0, 0, $2, $3, '\\x00'
+            "insert into sample_chunks select id, 507, false, $1, data_source_id, $1, null, 1500, 0, 0, 0, '\\x00', $2, $3
                 from records where kind = 'workout' limit 1",
         )
         .bind(first)
