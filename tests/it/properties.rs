@@ -59,6 +59,7 @@ const WHEN: &[&str] = &[
     "report",
     "request_key",
     "refresh_token",
+    "refresh_until",
     "token_version",
     "reason",
     "last_synced_at",
