@@ -1,7 +1,5 @@
 //! One binary for all tests that need a database: each extra one would link for itself.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
-
 #[path = "../support/mod.rs"]
 mod support;
 
