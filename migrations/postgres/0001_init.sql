@@ -133,7 +133,7 @@ create table data_sources (
     unique (user_id, provider, device, writer)
 );
 
--- A record is a function of its parts.
+-- A record is a function of its parts. last_deleted_at stays when a record comes back: its marker file does too.
 create table records (
     id uuid primary key,
     connection_id uuid not null references connections (id) on delete cascade,
@@ -153,6 +153,7 @@ create table records (
     provisional boolean not null,
     stem text,
     deleted_at timestamptz,
+    last_deleted_at timestamptz,
     export_due boolean not null default false,
     source_updated_at timestamptz,
     stored_at timestamptz not null,

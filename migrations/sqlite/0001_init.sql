@@ -133,7 +133,7 @@ create table data_sources (
     unique (user_id, provider, device, writer)
 ) strict;
 
--- A record is a function of its parts.
+-- A record is a function of its parts. last_deleted_at stays when a record comes back: its marker file does too.
 create table records (
     id blob primary key,
     connection_id blob not null references connections (id) on delete cascade,
@@ -153,6 +153,7 @@ create table records (
     provisional integer not null,
     stem text,
     deleted_at text,
+    last_deleted_at text,
     export_due integer not null default 0,
     source_updated_at text,
     stored_at text not null,

@@ -755,7 +755,7 @@ async fn connections_and_gaps_are_told() {
     let claim = api.engine.db.claim_run(run.id, "test", api.now(), until).await.unwrap().unwrap();
     let (lo, hi) = (crate::model::BEGINNING_MS, NOW);
     let new = NewWindow { stream: "activities", purpose: Purpose::Cover, lo, hi };
-    api.engine.db.open_window(&claim.fence, new).await.unwrap();
+    api.engine.db.open_window(&claim.fence, new, None).await.unwrap();
     assert_eq!(api.get(&path).await.json(), gap("open"));
     let nobody = UserId::new();
     let answer = api.get(&format!("/api/v1/users/{nobody}/gaps")).await;

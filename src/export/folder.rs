@@ -156,6 +156,22 @@ impl Folder {
         self.gone(&target, fs::remove_dir_all(&target))
     }
 
+    /// Moves a folder; `false` if there is none, or something stands at the new place.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn move_tree(&self, from: &RelPath, to: &RelPath) -> Result<bool, FolderError> {
+        let (from, to) = (from.below(&self.root), to.below(&self.root));
+        if !from.is_dir() || to.exists() {
+            return Ok(false);
+        }
+        let parent = to.parent().unwrap_or(&self.root).to_path_buf();
+        fs::create_dir_all(&parent).map_err(io_error("make", &parent))?;
+        fs::rename(&from, &to).map_err(io_error("move", &from))?;
+        settle(&BTreeSet::from([parent, self.root.clone()]))?;
+        Ok(true)
+    }
+
     fn gone(&self, target: &Path, result: io::Result<()>) -> Result<bool, FolderError> {
         match result {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),

@@ -34,6 +34,9 @@ pub struct StreamReport {
     pub updated: u64,
     /// Records found deleted.
     pub deleted: u64,
+    /// Its newest window was opened by this run: a claim after a crash goes on with it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub opened: bool,
     /// Everything asked of it was read.
     #[serde(default)]
     pub complete: bool,

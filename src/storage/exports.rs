@@ -134,8 +134,8 @@ impl Db {
     /// # Errors
     /// When the database fails.
     pub async fn list_unexported_deletes(&self, connection: ConnectionId, limit: i64) -> Result<Vec<RecordRow>> {
-        let sql = "select id, kind, external_id, type, start_at, deleted_at, stem from records
-            where connection_id = $1 and export_due and deleted_at is not null and stem is not null limit $2";
+        let sql = "select id, kind, external_id, type, start_at, last_deleted_at as deleted_at, stem from records
+            where connection_id = $1 and export_due and last_deleted_at is not null and stem is not null limit $2";
         Ok(read!(self, p => sqlx::query_as(sql).bind(connection).bind(limit).fetch_all(p).await?))
     }
 
@@ -173,7 +173,7 @@ impl Db {
     /// When the database fails.
     pub async fn mark_all_exports(&self, connection: ConnectionId) -> Result<u64> {
         Ok(transaction!(self, t => {
-            sqlx::query("update records set export_due = true where connection_id = $1 and deleted_at is not null")
+            sqlx::query("update records set export_due = true where connection_id = $1 and last_deleted_at is not null")
                 .bind(connection).execute(&mut *t).await?;
             sqlx::query("update parts set export_due = true where connection_id = $1 and body is not null
                     and state in ('stored', 'wanted') and part <> 'presence'")

@@ -441,7 +441,7 @@ impl Db {
                     start_at = excluded.start_at, end_at = excluded.end_at, utc_offset_s = excluded.utc_offset_s,
                     zone = excluded.zone, local_day = excluded.local_day, hash = excluded.hash, shape = excluded.shape,
                     revision = excluded.revision, provisional = excluded.provisional,
-                    source_updated_at = excluded.source_updated_at, deleted_at = null, export_due = false");
+                    source_updated_at = excluded.source_updated_at, deleted_at = null");
                 query.build().persistent(false).execute(&mut *t).await?;
 
                 let workouts: Vec<_> = page.records.iter().filter_map(|write| match &write.record.details {
@@ -550,7 +550,7 @@ impl Db {
             }
 
             for record in &page.deleted {
-                sqlx::query("update records set deleted_at = $2, export_due = true, revision = revision + 1
+                sqlx::query("update records set deleted_at = $2, last_deleted_at = $2, export_due = true, revision = revision + 1
                         where id = $1 and deleted_at is null")
                     .bind(record).bind(now).execute(&mut *t).await?;
                 sqlx::query("delete from sample_chunks where record_id = $1").bind(record).execute(&mut *t).await?;

@@ -105,12 +105,12 @@ impl Db {
         Ok(read!(self, p => sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(connection).fetch_all(p).await?))
     }
 
-    /// Opens a window for the run behind the fence. A cover window that begins at the same place and is still open is
+    /// Opens a window for the run behind the fence, and notes in the run's `report` that it did. A cover window that begins at the same place and is still open is
     /// answered instead; one that is done is opened anew only from its upper bound on, by its caller's choice of `lo`.
     ///
     /// # Errors
     /// [`Error::Fenced`].
-    pub async fn open_window(&self, fence: &Fence, new: NewWindow<'_>) -> Result<Window> {
+    pub async fn open_window(&self, fence: &Fence, new: NewWindow<'_>, report: Option<&str>) -> Result<Window> {
         let id = WindowId::new();
         let row: WindowRow = transaction!(self, t => {
             let held: Option<(i64,)> = sqlx::query_as(
@@ -121,6 +121,8 @@ impl Db {
             if held.is_none() {
                 return Err(Error::Fenced);
             }
+            sqlx::query("update runs set report = coalesce($2, report) where id = $1").bind(fence.run).bind(report)
+                .execute(&mut *t).await?;
             let same: Option<WindowRow> = sqlx::query_as(
                     "select id, stream, purpose, lo, hi, state, position, verified_at, last_error from windows
                     where connection_id = $1 and stream = $2 and purpose = $3 and lo = $4

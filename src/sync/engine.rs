@@ -231,9 +231,15 @@ impl<'a> Work<'a> {
         let rows = engine.db.list_windows(fence.connection).await?;
         self.first_sync |= !rows.iter().any(|row| row.stream == stream.name.0);
         let accepted = self.claim.run.created_at;
-        let open = plan::window_to_open(stream, &self.request, accepted, engine.now(), again, &rows);
+        let name = stream.name.0;
+        let before = self.report.streams.get(name).is_some_and(|report| report.opened);
+        let open = plan::window_to_open(stream, &self.request, accepted, engine.now(), before, again, &rows);
         let opened = match open {
-            Some(new) => Some(engine.db.open_window(fence, new).await?),
+            Some(new) => {
+                self.report.streams.entry(name.to_owned()).or_default().opened = true;
+                let report = self.report_so_far();
+                Some(engine.db.open_window(fence, new, report.as_deref()).await?)
+            }
             None => None,
         };
         failpoint::hit("window-opened");

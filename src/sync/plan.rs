@@ -23,13 +23,14 @@ fn ceil_second(at: DateTime<Utc>) -> i64 {
     (at.timestamp_millis() + 999).div_euclid(1000) * 1000
 }
 
-/// The window that a run has to open for a stream before it reads what is open: `None` when it (or somebody since it was
-/// accepted) has opened it already.
+/// The window that a run has to open for a stream before it reads what is open: `None` when it has `opened` it already
+/// and nobody asked `again`.
 pub(crate) fn window_to_open<'a>(
     stream: &'a StreamSpec,
     request: &SyncRequest,
     accepted_at: DateTime<Utc>,
     now: DateTime<Utc>,
+    opened: bool,
     again: bool,
     windows: &[WindowRow],
 ) -> Option<NewWindow<'a>> {
@@ -47,9 +48,8 @@ pub(crate) fn window_to_open<'a>(
     }
     let hi = ceil_second(now);
     match newest {
+        _ if opened && !again => None,
         None => Some(head(BEGINNING_MS, hi)),
-        // Opened since this run was accepted: it is read (or was) with everything that this run is to see.
-        Some(newest) if newest >= accepted_at.timestamp_millis() && !again => None,
         Some(newest) => Some(head((newest - stream.overlap_ms).min(hi - 1), hi)),
     }
 }
@@ -85,7 +85,8 @@ mod tests {
 
     #[test]
     fn the_first_sync_takes_everything() {
-        let open = window_to_open(strava(), &SyncRequest::default(), at(100 * DAY + 1), at(100 * DAY + 1), false, &[]);
+        let open =
+            window_to_open(strava(), &SyncRequest::default(), at(100 * DAY + 1), at(100 * DAY + 1), false, false, &[]);
         let open = open.unwrap();
         assert_eq!((open.purpose, open.lo, open.hi), (Purpose::Cover, BEGINNING_MS, 100 * DAY + 1000));
     }
@@ -94,8 +95,9 @@ mod tests {
     fn later_syncs_read_the_overlap_whether_the_window_before_is_done_or_open() {
         for state in ["done", "open"] {
             let windows = [cover(BEGINNING_MS, 100 * DAY, state)];
-            let open = window_to_open(strava(), &SyncRequest::default(), at(101 * DAY), at(101 * DAY), false, &windows)
-                .unwrap();
+            let open =
+                window_to_open(strava(), &SyncRequest::default(), at(101 * DAY), at(101 * DAY), false, false, &windows)
+                    .unwrap();
             assert_eq!((open.lo, open.hi), (93 * DAY, 101 * DAY));
         }
     }
@@ -104,15 +106,15 @@ mod tests {
     fn a_run_that_comes_back_does_not_open_its_window_twice_unless_asked_again() {
         let windows = [cover(93 * DAY, 101 * DAY, "done")];
         let request = SyncRequest::default();
-        assert_eq!(window_to_open(strava(), &request, at(101 * DAY - 5), at(102 * DAY), false, &windows), None);
-        assert!(window_to_open(strava(), &request, at(101 * DAY - 5), at(102 * DAY), true, &windows).is_some());
+        assert_eq!(window_to_open(strava(), &request, at(101 * DAY - 5), at(102 * DAY), true, false, &windows), None);
+        assert!(window_to_open(strava(), &request, at(101 * DAY - 5), at(102 * DAY), true, true, &windows).is_some());
     }
 
     #[test]
     fn a_written_since_reads_again_up_to_the_time_of_the_request() {
         let request = SyncRequest { since_ms: Some(50 * DAY), ..SyncRequest::default() };
         let windows = [cover(BEGINNING_MS, 100 * DAY, "done")];
-        let open = window_to_open(strava(), &request, at(100 * DAY + 5), at(105 * DAY), false, &windows).unwrap();
+        let open = window_to_open(strava(), &request, at(100 * DAY + 5), at(105 * DAY), true, false, &windows).unwrap();
         assert_eq!((open.purpose, open.lo, open.hi), (Purpose::Reread, 50 * DAY, 100 * DAY + 1000));
     }
 }

@@ -16,7 +16,7 @@ use crate::config::ExportTouch;
 use crate::export::{self, DeletedFile, EntityFile, Folder, LastSync, Layout, RelPath, Summary};
 use crate::model::{ConnectionId, Details, Kind, RecordId, WindowState};
 use crate::providers::{Axis, FileRule, PartBody, Provider};
-use crate::storage::{Connection, ExportPart, ExportRecord};
+use crate::storage::{Connection, ExportPart, ExportRecord, User, UserFilter};
 use crate::telemetry;
 
 /// Answers rendered at a time: with long streams some ten megabytes.
@@ -79,7 +79,7 @@ async fn write_all(
     setup: &ProviderSetup,
     connection: &Connection,
 ) -> Result<Drained, Error> {
-    let layout = layout(engine, connection).await?;
+    let layout = layout(engine, exporter, connection).await?;
     let mut drained = Drained::default();
     let mut stored = false;
     loop {
@@ -125,14 +125,26 @@ async fn write_all(
     Ok(drained)
 }
 
-async fn layout(engine: &Engine, connection: &Connection) -> Result<Layout, Error> {
-    let user = if engine.db.count_users().await? > 1 {
-        let user = engine.db.find_user(connection.user_id).await?;
-        user.map(|user| export::user_folder(user.external_user_id.as_deref(), user.id))
-    } else {
-        None
-    };
-    Ok(Layout { flat: engine.config.export_flat, user })
+async fn layout(engine: &Engine, exporter: &Exporter, connection: &Connection) -> Result<Layout, Error> {
+    let flat = engine.config.export_flat;
+    // The oldest two: the first one's files have no level of their own until there is a second.
+    let users = engine.db.list_users(&UserFilter { sort_by: "created_at", limit: 2, ..UserFilter::default() }).await?;
+    let [first, _, ..] = users.rows.as_slice() else { return Ok(Layout { flat, user: None }) };
+    let folder = |user: &User| export::user_folder(user.external_user_id.as_deref(), user.id);
+    if !flat {
+        let (folder_of_first, folders) = (folder(&first.user), exporter.folder.clone());
+        let names: Vec<&'static str> = engine.providers.keys().copied().collect();
+        blocking(move || {
+            for name in names {
+                let to = RelPath::new(format!("{folder_of_first}/{name}")).map_err(bad)?;
+                folders.move_tree(&RelPath::new(name).map_err(bad)?, &to).map_err(bad)?;
+            }
+            Ok(())
+        })
+        .await?;
+    }
+    let user = engine.db.find_user(connection.user_id).await?;
+    Ok(Layout { flat, user: user.as_ref().map(folder) })
 }
 
 /// The id as the provider sends it: a number where it is one.

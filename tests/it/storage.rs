@@ -236,7 +236,7 @@ async fn old_fence(shape: Shape) {
         assert!(matches!(store.db.settle_run(&old, settle, s(32)).await, Err(Error::Fenced)));
     }
     let window = NewWindow { stream: "activities", purpose: Purpose::Cover, lo: 0, hi: 10 };
-    assert!(matches!(store.db.open_window(&old, window).await, Err(Error::Fenced)));
+    assert!(matches!(store.db.open_window(&old, window, None).await, Err(Error::Fenced)));
     assert_same("an old fence", &before, &dump(&store.db, &["runs", "windows", "connections"]).await);
     store.page(&new).await.unwrap();
     assert!(store.db.settle_run(&new, done(), s(33)).await.unwrap());
@@ -264,7 +264,7 @@ async fn disconnect(shape: Shape) {
     assert_eq!(ended, Some(store.connection));
     assert!(matches!(store.page(&claim.fence).await, Err(Error::Fenced)));
     let window = NewWindow { stream: "activities", purpose: Purpose::Cover, lo: 0, hi: 10 };
-    assert!(matches!(store.db.open_window(&claim.fence, window).await, Err(Error::Fenced)));
+    assert!(matches!(store.db.open_window(&claim.fence, window, None).await, Err(Error::Fenced)));
     let run = store.run(waiting).await;
     assert_eq!((run.run_state(), run.reason.as_deref()), (RunState::Cancelled, Some("disconnected")));
     assert!(store.run(claim.run.id).await.cancel_requested);
@@ -386,7 +386,7 @@ async fn idempotent(shape: Shape) {
 
 impl Store {
     async fn open(&self, fence: &Fence, purpose: Purpose, lo: i64, hi: i64) -> Window {
-        self.db.open_window(fence, NewWindow { stream: "activities", purpose, lo, hi }).await.unwrap()
+        self.db.open_window(fence, NewWindow { stream: "activities", purpose, lo, hi }, None).await.unwrap()
     }
 
     async fn close(&self, fence: &Fence, window: &Window, proves: Option<(i64, i64)>) {
