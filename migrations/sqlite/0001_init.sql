@@ -108,7 +108,8 @@ create table runs (
     ended_at text
 ) strict;
 create unique index runs_slot on runs (connection_id) where state = 'in_progress';
-create unique index runs_request on runs (request_key) where state in ('queued', 'waiting', 'in_progress');
+create unique index runs_request on runs (request_key)
+    where state in ('queued', 'waiting', 'in_progress') and not cancel_requested;
 create index runs_due on runs (class, due_at) where state in ('queued', 'waiting');
 create index runs_connection_due on runs (connection_id, class, due_at) where state in ('queued', 'waiting');
 create index runs_user on runs (user_id, id);

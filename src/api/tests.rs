@@ -315,7 +315,11 @@ async fn four_reasons_for_no_connection_share_a_text() {
     let version = api.engine.db.find_account(account).await.unwrap().unwrap().token_version;
     let until = api.now() + chrono::Duration::seconds(30);
     api.engine.db.take_refresh_lease(account, version, "test", api.now(), until).await.unwrap().unwrap();
-    api.engine.db.fail_refresh(account, version, "test", true, Some("refused"), api.now()).await.unwrap();
+    api.engine
+        .db
+        .fail_refresh(account, version, "test", crate::storage::RefreshFailure::Dead("refused"), api.now())
+        .await
+        .unwrap();
     for (user, code) in [
         (UserId::new(), "unknown_user"),
         (unconnected, "no_connection"),

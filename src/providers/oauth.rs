@@ -62,12 +62,16 @@ pub enum TokenError {
     Transient {
         /// What happened.
         detail: String,
+        /// The provider may have taken the token: the call was sent, and no whole answer came.
+        spent: bool,
     },
 }
 
-impl From<FetchError> for TokenError {
-    fn from(error: FetchError) -> Self {
-        Self::Transient { detail: error.to_string() }
+impl TokenError {
+    /// The call was sent, or may have been, and no whole answer came.
+    #[must_use]
+    pub fn unanswered(error: &FetchError) -> Self {
+        Self::Transient { detail: error.to_string(), spent: true }
     }
 }
 
@@ -130,17 +134,22 @@ async fn request(
         }
         ClientAuth::Basic => call = call.basic_auth(&app.client_id, Some(app.client_secret.expose_secret())),
     }
-    let response = call.form(&form).send().await.map_err(|error| transient(&error))?;
+    let response = call
+        .form(&form)
+        .send()
+        .await
+        .map_err(|error| TokenError::Transient { detail: transient(&error).to_string(), spent: !error.is_connect() })?;
     let status = response.status().as_u16();
-    let body = read_body(response).await?;
+    let body = read_body(response).await.map_err(|error| TokenError::unanswered(&error))?;
     if status >= 500 || status == 429 {
-        return Err(TokenError::Transient { detail: format!("the token endpoint answered {status}") });
+        return Err(TokenError::Transient { detail: format!("the token endpoint answered {status}"), spent: false });
     }
     if status >= 400 {
         return Err(TokenError::Refused { refusal: (spec.read_refusal)(status, &body), detail: excerpt(&body) });
     }
     // The body holds tokens: no error may quote it.
-    let unreadable = || TokenError::Transient { detail: "the token endpoint's answer cannot be read".to_owned() };
+    let unreadable =
+        || TokenError::Transient { detail: "the token endpoint's answer cannot be read".to_owned(), spent: true };
     let answer: TokenAnswer = serde_json::from_slice(&body).map_err(|_| unreadable())?;
     let whole: Value = serde_json::from_slice(&body).map_err(|_| unreadable())?;
     let expires_at = match (answer.expires_at, answer.expires_in) {

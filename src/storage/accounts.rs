@@ -59,6 +59,19 @@ pub struct RefreshLease {
     pub interrupted: bool,
 }
 
+/// Why a refresh brought nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefreshFailure<'a> {
+    /// The provider did not take the token.
+    Unspent,
+    /// The provider may have taken it: no whole answer came. The holder's name stays, and tells so.
+    MaybeSpent,
+    /// The provider refused it.
+    Refused,
+    /// The grant is over, for this reason.
+    Dead(&'a str),
+}
+
 const COLUMNS: &str = "id, provider, client_id, provider_user_id, status, reason, refresh_token, token_version,
     refresh_owner, refresh_until, refusals, refused_since, imported_hash";
 
@@ -170,7 +183,7 @@ impl Db {
             .execute(&mut *c).await?.rows_affected() > 0))
     }
 
-    /// Gives the lease back after a refresh that brought nothing. With `refused`, counts it; with `dead`, ends the grant.
+    /// Gives the lease back after a refresh that brought nothing.
     ///
     /// # Errors
     /// When the database fails.
@@ -179,28 +192,27 @@ impl Db {
         id: AccountId,
         version: i64,
         owner: &str,
-        refused: bool,
-        dead: Option<&str>,
+        failure: RefreshFailure<'_>,
         now: DateTime<Utc>,
     ) -> Result<()> {
-        let sql = "update accounts set refresh_owner = null, refresh_until = null,
-                refusals = refusals + $4,
-                refused_since = case when $4 = 1 then coalesce(refused_since, $6) else refused_since end,
-                status = case when $5 is null then status else 'reauth' end,
-                reason = coalesce($5, reason),
-                updated_at = $6
+        let sql = "update accounts set
+                refresh_owner = case when $4 then refresh_owner else null end,
+                refresh_until = null,
+                refusals = refusals + $5,
+                refused_since = case when $5 = 1 then coalesce(refused_since, $7) else refused_since end,
+                status = case when $6 = '' then status else 'reauth' end,
+                reason = case when $6 = '' then reason else $6 end,
+                updated_at = $7
             where id = $1 and token_version = $2 and refresh_owner = $3";
-        let sql_pg = "update accounts set refresh_owner = null, refresh_until = null,
-                refusals = refusals + $4,
-                refused_since = case when $4 = 1 then coalesce(refused_since, $6) else refused_since end,
-                status = case when $5::text is null then status else 'reauth' end,
-                reason = coalesce($5, reason),
-                updated_at = $6
-            where id = $1 and token_version = $2 and refresh_owner = $3";
-        let sql = if matches!(self, Self::Postgres(_)) { sql_pg } else { sql };
-        let (owner, dead) = (owner.to_owned(), dead.map(str::to_owned));
+        let (keep, refused, dead) = match failure {
+            RefreshFailure::Unspent => (false, 0_i64, ""),
+            RefreshFailure::MaybeSpent => (true, 0, ""),
+            RefreshFailure::Refused => (false, 1, ""),
+            RefreshFailure::Dead(why) => (false, 1, why),
+        };
+        let (owner, dead) = (owner.to_owned(), dead.to_owned());
         accept!(self, c => {
-            sqlx::query(sql).bind(id).bind(version).bind(owner).bind(i64::from(refused)).bind(dead).bind(now)
+            sqlx::query(sql).bind(id).bind(version).bind(owner).bind(keep).bind(refused).bind(dead).bind(now)
                 .execute(&mut *c).await?;
             Ok(())
         })

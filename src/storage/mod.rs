@@ -17,7 +17,7 @@ mod runs;
 mod users;
 mod windows;
 
-pub use accounts::{Account, NewAccount, RefreshLease};
+pub use accounts::{Account, NewAccount, RefreshFailure, RefreshLease};
 pub use api_keys::{ApiKey, NewApiKey};
 pub use connections::{Access, Connection, ConnectionView, Target};
 pub use db::{Db, WorkingLock};

@@ -160,13 +160,14 @@ const COLUMNS: &str =
     crashes, committed, again, cancel_requested, progress, report, waiting_on, created_at, started_at, ended_at";
 
 /// Accepts a run: one statement, so that it is on disk or not there at all. An equal request that is not final is
-/// answered instead; one that has begun is asked to look once more at the newest data before it settles.
+/// answered instead; one that has begun is asked to look once more at the newest data before it settles. One that is to
+/// be cancelled is nobody's answer.
 const INSERT: &str = "insert into runs
         (id, connection_id, user_id, provider, class, source, request, request_key, state, due_at, created_at)
     select $1, c.id, c.user_id, c.provider, $3, $4, $5, $6, 'queued', $7, $7
     from connections c join accounts a on a.id = c.account_id
     where c.id = $2 and c.status = 'active' and a.status = 'active'
-    on conflict (request_key) where state in ('queued', 'waiting', 'in_progress') do update set
+    on conflict (request_key) where state in ('queued', 'waiting', 'in_progress') and not cancel_requested do update set
         class = case when excluded.class < runs.class then excluded.class else runs.class end,
         again = runs.again or runs.state = 'in_progress' or (runs.state = 'waiting' and runs.committed > 0),
         due_at = case when runs.state = 'in_progress' then runs.due_at else excluded.due_at end

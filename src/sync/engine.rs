@@ -398,7 +398,8 @@ impl<'a> Work<'a> {
         self.token = None;
         *times += 1;
         if *times >= UNAUTHORIZED_TRIES {
-            return Err(Stop::Stream("the provider refuses one fresh access token after the other".to_owned()));
+            let detail = "the provider refuses one fresh access token after the other".to_owned();
+            return Err(Stop::Retry { detail, after: None });
         }
         Ok(())
     }

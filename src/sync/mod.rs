@@ -146,7 +146,7 @@ pub struct Engine {
     /// The client for providers.
     pub http: Http,
     /// Seals tokens.
-    pub vault: Vault,
+    pub vault: Arc<Vault>,
     /// Time.
     pub clock: Clock,
     /// The settings.
@@ -188,7 +188,7 @@ impl Engine {
             db,
             shared,
             http,
-            vault,
+            vault: Arc::new(vault),
             clock,
             config,
             providers,

@@ -8,16 +8,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::Utc;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
 use super::{Engine, Error, ProviderSetup, failpoint, secret, token_aad};
+use crate::clock::Clock;
 use crate::coordination::Coordination;
 use crate::model::AccountId;
-use crate::providers::oauth::{self, Refusal, TokenError};
-use crate::providers::{AccessToken, Dead};
-use crate::storage::Account;
+use crate::providers::oauth::{self, App, Grant, Refusal, TokenError};
+use crate::providers::{AccessToken, Dead, Http, ProviderSpec};
+use crate::storage::{self, Account, Db, RefreshFailure};
 use crate::telemetry::{self, Refresh};
+use crate::vault::Vault;
 
 /// A token that ends sooner than this is not worth starting a call with.
 const SPARE_SECONDS: i64 = 30;
@@ -193,33 +195,39 @@ impl Engine {
         failpoint::hit("refresh-leased");
         let Some(sealed) = &lease.account.refresh_token else {
             let why = "it has no refresh token";
-            self.db.fail_refresh(account.id, version, &self.owner, false, Some(why), now).await?;
+            self.db.fail_refresh(account.id, version, &self.owner, RefreshFailure::Dead(why), now).await?;
             return Err(TokenFailure::Reauthorize(why.to_owned()));
         };
         let refresh_token = match self.vault.open(&token_aad("refresh", account.id), sealed) {
             Ok(token) => token,
             Err(error) => {
-                self.db.fail_refresh(account.id, version, &self.owner, false, None, now).await?;
+                self.db.fail_refresh(account.id, version, &self.owner, RefreshFailure::Unspent, now).await?;
                 return Err(TokenFailure::Application(format!("the stored token cannot be opened: {error}")));
             }
         };
-        // The call ends before the lease does: two holders at once would spend one token twice.
-        let call = oauth::refresh(&self.http, &spec.oauth, app, &refresh_token, now);
-        let answer = tokio::time::timeout(self.config.lease.mul_f64(0.75), call).await;
-        let answer = answer.unwrap_or_else(|_| {
-            Err(TokenError::Transient { detail: "the token endpoint did not answer in time".to_owned() })
-        });
-        failpoint::hit("refresh-answered");
+        let shares = self.config.share_access_tokens && matches!(self.shared, Coordination::Redis(_));
+        let spend = Spend {
+            http: self.http.clone(),
+            spec,
+            app: app.clone(),
+            refresh_token,
+            db: self.db.clone(),
+            vault: self.vault.clone(),
+            clock: self.clock.clone(),
+            account: account.id,
+            version,
+            owner: self.owner.clone(),
+            // The call ends before the lease does: two holders at once would spend one token twice.
+            limit: self.config.lease.mul_f64(0.75),
+            coming: shares.then_some(ON_ITS_WAY),
+        };
+        // A task of its own: who asked may be dropped in the middle, but what the provider gave has to be stored.
+        let answer = tokio::spawn(spend.run()).await.map_err(|panic| {
+            TokenFailure::Internal(Error::Corrupt(format!("the refresh ended in a panic: {panic}")))
+        })??;
         match answer {
-            Ok(grant) => {
-                let sealed =
-                    grant.refresh_token.as_ref().map(|token| self.vault.seal(&token_aad("refresh", account.id), token));
-                let shares = self.config.share_access_tokens && matches!(self.shared, Coordination::Redis(_));
-                let coming = shares.then(|| self.now() + ON_ITS_WAY);
-                if !self.db.store_refresh(account.id, version, &self.owner, sealed, coming, self.now()).await? {
-                    return Ok(None);
-                }
-                failpoint::hit("refresh-stored");
+            Ok(None) => Ok(None),
+            Ok(Some(grant)) => {
                 telemetry::token_refreshed(spec.name, account.id, Refresh::Ok);
                 let token =
                     AccessToken { secret: grant.access_token, version: version + 1, expires_at: grant.expires_at };
@@ -249,7 +257,8 @@ impl Engine {
                     account.id,
                     if lost { Refresh::RotationLost } else { Refresh::Refused },
                 );
-                self.db.fail_refresh(account.id, version, &self.owner, true, dead.then_some(why), self.now()).await?;
+                let failure = if dead { RefreshFailure::Dead(why) } else { RefreshFailure::Refused };
+                self.db.fail_refresh(account.id, version, &self.owner, failure, self.now()).await?;
                 if dead {
                     Err(TokenFailure::Reauthorize(why.to_owned()))
                 } else {
@@ -258,15 +267,16 @@ impl Engine {
             }
             Err(TokenError::Refused { detail, .. }) => {
                 telemetry::token_refreshed(spec.name, account.id, Refresh::Transient);
-                self.db.fail_refresh(account.id, version, &self.owner, false, None, self.now()).await?;
+                self.db.fail_refresh(account.id, version, &self.owner, RefreshFailure::Unspent, self.now()).await?;
                 Err(TokenFailure::Application(format!(
                     "{} refused our application (client id, secret, or its state): {detail}",
                     spec.title
                 )))
             }
-            Err(TokenError::Transient { detail }) => {
+            Err(TokenError::Transient { detail, spent }) => {
                 telemetry::token_refreshed(spec.name, account.id, Refresh::Transient);
-                self.db.fail_refresh(account.id, version, &self.owner, false, None, self.now()).await?;
+                let failure = if spent { RefreshFailure::MaybeSpent } else { RefreshFailure::Unspent };
+                self.db.fail_refresh(account.id, version, &self.owner, failure, self.now()).await?;
                 Err(TokenFailure::Transient(detail))
             }
         }
@@ -285,5 +295,44 @@ impl Engine {
         if let Err(error) = shared {
             telemetry::redis_down(&error);
         }
+    }
+}
+
+/// The spending of one refresh token, with all it needs to end well by itself.
+struct Spend {
+    http: Http,
+    spec: &'static ProviderSpec,
+    app: App,
+    refresh_token: SecretString,
+    db: Db,
+    vault: Arc<Vault>,
+    clock: Clock,
+    account: AccountId,
+    version: i64,
+    owner: String,
+    limit: Duration,
+    coming: Option<chrono::Duration>,
+}
+
+impl Spend {
+    /// Asks the provider, and stores its answer. `Ok(None)`: somebody else had the lease by then.
+    async fn run(self) -> Result<Result<Option<Grant>, TokenError>, storage::Error> {
+        let call = oauth::refresh(&self.http, &self.spec.oauth, &self.app, &self.refresh_token, self.clock.now());
+        let answer = tokio::time::timeout(self.limit, call).await.unwrap_or_else(|_| {
+            let detail = "the token endpoint did not answer in time".to_owned();
+            Err(TokenError::Transient { detail, spent: true })
+        });
+        failpoint::hit("refresh-answered");
+        let grant = match answer {
+            Ok(grant) => grant,
+            Err(error) => return Ok(Err(error)),
+        };
+        let aad = token_aad("refresh", self.account);
+        let sealed = grant.refresh_token.as_ref().map(|token| self.vault.seal(&aad, token));
+        let now = self.clock.now();
+        let coming = self.coming.map(|span| now + span);
+        let stored = self.db.store_refresh(self.account, self.version, &self.owner, sealed, coming, now).await?;
+        failpoint::hit("refresh-stored");
+        Ok(Ok(stored.then_some(grant)))
     }
 }

@@ -7,8 +7,8 @@ use wearsync::model::{
     AccountId, BEGINNING_MS, Class, ConnectionId, Kind, Purpose, RunId, RunSource, RunState, UserId, Window,
 };
 use wearsync::storage::{
-    Accepted, Claim, Db, Error, Fence, NewAccount, NewApiKey, NewRun, NewUser, NewWindow, PageWrite, Run, RunFilter,
-    Settle, UserFilter, WindowMove,
+    Accepted, Claim, Db, Error, Fence, NewAccount, NewApiKey, NewRun, NewUser, NewWindow, PageWrite, RefreshFailure,
+    Run, RunFilter, Settle, UserFilter, WindowMove,
 };
 
 use crate::both;
@@ -513,15 +513,21 @@ async fn refresh_lease(shape: Shape) {
     assert_eq!((account.refresh_token, account.refresh_owner), (Some(vec![7]), None));
     // Failures give the lease back, and count only refusals.
     let version = version + 1;
-    for (refused, count) in [(false, 0), (true, 1), (true, 2)] {
+    for (failure, count) in [(RefreshFailure::Unspent, 0), (RefreshFailure::Refused, 1), (RefreshFailure::Refused, 2)] {
         let lease = db.take_refresh_lease(id, version, "c", s(40), s(70)).await.unwrap().expect("was given back");
         assert!(!lease.interrupted);
-        db.fail_refresh(id, version, "c", refused, None, s(41)).await.unwrap();
+        db.fail_refresh(id, version, "c", failure, s(41)).await.unwrap();
         let account = db.find_account(id).await.unwrap().unwrap();
         assert_eq!((account.refusals, account.status.as_str()), (count, "active"));
     }
+    // Where no whole answer came, the token may be spent, and whoever comes next is told.
+    db.take_refresh_lease(id, version, "c", s(42), s(72)).await.unwrap().unwrap();
+    db.fail_refresh(id, version, "c", RefreshFailure::MaybeSpent, s(43)).await.unwrap();
+    let lease = db.take_refresh_lease(id, version, "d", s(44), s(74)).await.unwrap().expect("was given back");
+    assert!(lease.interrupted);
+    db.fail_refresh(id, version, "d", RefreshFailure::Unspent, s(45)).await.unwrap();
     db.take_refresh_lease(id, version, "c", s(50), s(80)).await.unwrap().unwrap();
-    db.fail_refresh(id, version, "c", true, Some("over"), s(51)).await.unwrap();
+    db.fail_refresh(id, version, "c", RefreshFailure::Dead("over"), s(51)).await.unwrap();
     let account = db.find_account(id).await.unwrap().unwrap();
     assert_eq!((account.status.as_str(), account.reason.as_deref()), ("reauth", Some("over")));
     assert_eq!(account.refused_since, Some(s(41)), "since the first of them");
