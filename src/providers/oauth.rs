@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::http::{FetchError, Http, excerpt, read_body, transient};
+use super::http::{Http, excerpt, read_body, transient};
 use super::{ClientAuth, OAuthSpec};
 
 /// Our application at a provider.
@@ -65,14 +65,6 @@ pub enum TokenError {
         /// The provider may have taken the token: the call was sent, and no whole answer came.
         spent: bool,
     },
-}
-
-impl TokenError {
-    /// The call was sent, or may have been, and no whole answer came.
-    #[must_use]
-    pub fn unanswered(error: &FetchError) -> Self {
-        Self::Transient { detail: error.to_string(), spent: true }
-    }
 }
 
 #[derive(Deserialize)]
@@ -140,7 +132,9 @@ async fn request(
         .await
         .map_err(|error| TokenError::Transient { detail: transient(&error).to_string(), spent: !error.is_connect() })?;
     let status = response.status().as_u16();
-    let body = read_body(response).await.map_err(|error| TokenError::unanswered(&error))?;
+    let body = read_body(response)
+        .await
+        .map_err(|error| TokenError::Transient { detail: error.to_string(), spent: status < 400 })?;
     if status >= 500 || status == 429 {
         return Err(TokenError::Transient { detail: format!("the token endpoint answered {status}"), spent: false });
     }

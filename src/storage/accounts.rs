@@ -23,7 +23,7 @@ pub struct Account {
     pub refresh_token: Option<Vec<u8>>,
     /// Grows with every new token.
     pub token_version: i64,
-    /// Who refreshes right now, or died doing it.
+    /// Who refreshes right now, died doing it, or got no answer.
     pub refresh_owner: Option<String>,
     /// Until when it is theirs.
     pub refresh_until: Option<DateTime<Utc>>,
@@ -55,7 +55,8 @@ pub struct NewAccount {
 pub struct RefreshLease {
     /// The account as it was when the lease was taken.
     pub account: Account,
-    /// An earlier holder died in the middle: the provider may have given it a token that we never saw.
+    /// An earlier holder died in the middle, or its answer never came: the provider may have given it a token that we
+    /// never saw.
     pub interrupted: bool,
 }
 
@@ -124,7 +125,8 @@ impl Db {
         })
     }
 
-    /// Takes the right to refresh: `None` while another process has it, or when the version moved on.
+    /// Takes the right to refresh: `None` while another process has it, or when the version moved on or the grant is over
+    /// (a second refusal would only hide why).
     ///
     /// # Errors
     /// When the database fails; then no token may be spent.
@@ -142,7 +144,7 @@ impl Db {
         }
         let sql = format!(
             "update accounts set refresh_owner = $3, refresh_until = $5
-            where id = $1 and token_version = $2
+            where id = $1 and token_version = $2 and status = 'active'
                 and (refresh_owner is null or refresh_until is null or refresh_until < $4)
             returning {COLUMNS}"
         );
@@ -155,7 +157,7 @@ impl Db {
             .bind(until)
             .fetch_optional(&mut *c)
             .await?))?;
-        // A holder that ends well clears the owner; one that is still named died.
+        // A holder that ends well clears the owner; one that is still named died, or got no answer.
         Ok(taken.map(|account| RefreshLease { interrupted: before.refresh_owner.is_some(), account }))
     }
 

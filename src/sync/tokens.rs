@@ -201,7 +201,7 @@ impl Engine {
         let refresh_token = match self.vault.open(&token_aad("refresh", account.id), sealed) {
             Ok(token) => token,
             Err(error) => {
-                self.db.fail_refresh(account.id, version, &self.owner, RefreshFailure::Unspent, now).await?;
+                self.db.fail_refresh(account.id, version, &self.owner, unspent(lease.interrupted), now).await?;
                 return Err(TokenFailure::Application(format!("the stored token cannot be opened: {error}")));
             }
         };
@@ -247,8 +247,8 @@ impl Engine {
                         }
                     };
                 let why = if lost {
-                    "rotation_lost: a process ended between the provider's answer and our commit, and the provider no \
-                     longer takes the token before it"
+                    "rotation_lost: a process or a connection ended between the provider's answer and our commit, and \
+                     the provider no longer takes the token before it"
                 } else {
                     "the provider refused the refresh token: access was taken back, or the token was used elsewhere"
                 };
@@ -267,7 +267,7 @@ impl Engine {
             }
             Err(TokenError::Refused { detail, .. }) => {
                 telemetry::token_refreshed(spec.name, account.id, Refresh::Transient);
-                self.db.fail_refresh(account.id, version, &self.owner, RefreshFailure::Unspent, self.now()).await?;
+                self.db.fail_refresh(account.id, version, &self.owner, unspent(lease.interrupted), self.now()).await?;
                 Err(TokenFailure::Application(format!(
                     "{} refused our application (client id, secret, or its state): {detail}",
                     spec.title
@@ -275,7 +275,7 @@ impl Engine {
             }
             Err(TokenError::Transient { detail, spent }) => {
                 telemetry::token_refreshed(spec.name, account.id, Refresh::Transient);
-                let failure = if spent { RefreshFailure::MaybeSpent } else { RefreshFailure::Unspent };
+                let failure = unspent(spent || lease.interrupted);
                 self.db.fail_refresh(account.id, version, &self.owner, failure, self.now()).await?;
                 Err(TokenFailure::Transient(detail))
             }
@@ -296,6 +296,11 @@ impl Engine {
             telemetry::redis_down(&error);
         }
     }
+}
+
+/// Nothing was brought. What an earlier holder left unsure stays so: what a later refusal means depends on it.
+fn unspent(unsure: bool) -> RefreshFailure<'static> {
+    if unsure { RefreshFailure::MaybeSpent } else { RefreshFailure::Unspent }
 }
 
 /// The spending of one refresh token, with all it needs to end well by itself.
