@@ -386,7 +386,7 @@ async fn an_inline_sync_that_is_over_is_answered_with_booleans_and_counts() {
     let message = "Sync task queued for strava. Check task status for results.";
     let queued = json!({"success": true, "async": true, "task_id": asked.id, "message": message});
     assert_eq!(answer.json(), queued);
-    api.engine.db.take_again(&claim.fence).await.unwrap();
+    api.engine.db.take_again(&claim.fence, "{}").await.unwrap();
     let settle = Settle::Final { state: RunState::Success, report, reason: None };
     assert!(api.engine.db.settle_run(&claim.fence, settle, api.now()).await.unwrap());
     let answer = send().await;

@@ -74,6 +74,9 @@ pub struct RunReport {
     /// Provider calls made.
     #[serde(default)]
     pub calls: u64,
+    /// Somebody asked for it again while it ran: it reads the newest data once more before it ends.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub again: bool,
     /// What a rebuild came to, where the run was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rebuilt: Option<Rebuilt>,

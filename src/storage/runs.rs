@@ -315,21 +315,28 @@ impl Db {
         Ok(row.map(|(cancel,)| cancel))
     }
 
-    /// Clears the wish to look once more; `true` when there was one.
+    /// Whether somebody asked for a claimed run again.
     ///
     /// # Errors
     /// [`Error::Fenced`] when the run is no longer ours.
-    pub async fn take_again(&self, fence: &Fence) -> Result<bool> {
+    pub async fn is_wanted_again(&self, fence: &Fence) -> Result<bool> {
         let (run, epoch) = (fence.run, fence.run_epoch);
-        let row: Option<(bool,)> = read!(self, p => sqlx::query_as("select again from runs where id = $1 and epoch = $2 and state = 'in_progress'")
-                .bind(run).bind(epoch).fetch_optional(p).await?);
-        match row {
-            None => Err(Error::Fenced),
-            Some((false,)) => Ok(false),
-            Some((true,)) => accept!(self, c => Ok(sqlx::query("update runs set again = false
-                    where id = $1 and epoch = $2 and state = 'in_progress'")
-                .bind(run).bind(epoch).execute(&mut *c).await?.rows_affected() > 0)),
-        }
+        let row: Option<(bool,)> = read!(self, p => sqlx::query_as(
+                "select again from runs where id = $1 and epoch = $2 and state = 'in_progress'")
+            .bind(run).bind(epoch).fetch_optional(p).await?);
+        row.map(|(again,)| again).ok_or(Error::Fenced)
+    }
+
+    /// Takes the wish to look again, and notes in the run's report that it is to be done.
+    ///
+    /// # Errors
+    /// [`Error::Fenced`] when the run is no longer ours.
+    pub async fn take_again(&self, fence: &Fence, report: &str) -> Result<()> {
+        let (run, epoch, report) = (fence.run, fence.run_epoch, report.to_owned());
+        let sql = "update runs set again = false, report = $3 where id = $1 and epoch = $2 and state = 'in_progress'";
+        let taken = accept!(self, c => Ok::<_, Error>(sqlx::query(sql).bind(run).bind(epoch).bind(report)
+            .execute(&mut *c).await?.rows_affected()))?;
+        if taken > 0 { Ok(()) } else { Err(Error::Fenced) }
     }
 
     /// Ends a claim. A final state is refused (`false`) while somebody wants another look: take it first.

@@ -196,15 +196,15 @@ impl<'a> Work<'a> {
             self.report.rebuilt = Some(done);
             return Ok(());
         }
-        let mut again = self.engine.db.take_again(&self.claim.fence).await?;
         loop {
+            self.take_again().await?;
             for stream in plan::streams(self.setup.spec(), &self.request) {
                 let name = stream.name.0;
-                if self.report.streams.get(name).is_some_and(|report| report.complete) && !again {
+                if self.report.streams.get(name).is_some_and(|report| report.complete) {
                     continue;
                 }
                 self.report.streams.entry(name.to_owned()).or_default().error = None;
-                match self.read_stream(stream, again).await {
+                match self.read_stream(stream).await {
                     Ok(()) => self.report.streams.entry(name.to_owned()).or_default().complete = true,
                     // A failed stream does not move; the others go on.
                     Err(Stop::Stream(detail)) => {
@@ -214,15 +214,30 @@ impl<'a> Work<'a> {
                 }
             }
             self.read_parts().await?;
-            if !self.engine.db.take_again(&self.claim.fence).await? {
+            if !self.engine.db.is_wanted_again(&self.claim.fence).await? {
                 // Whoever cancelled it before its end is not to be told of a success.
                 return if self.cancel.load(Ordering::Relaxed) { Err(Stop::Cancelled) } else { Ok(()) };
             }
-            again = true;
         }
     }
 
-    async fn read_stream(&mut self, stream: &'static StreamSpec, again: bool) -> Result<(), Stop> {
+    /// Somebody asked again: every stream is read once more, from a new head window. Noted in the report by the statement
+    /// that takes the wish, so that a crash in between forgets neither.
+    async fn take_again(&mut self) -> Result<(), Stop> {
+        if !self.engine.db.is_wanted_again(&self.claim.fence).await? {
+            return Ok(());
+        }
+        self.report.again = true;
+        for report in self.report.streams.values_mut() {
+            (report.opened, report.complete) = (false, false);
+        }
+        let report = self.report_so_far().unwrap_or_default();
+        self.engine.db.take_again(&self.claim.fence, &report).await?;
+        Ok(())
+    }
+
+    async fn read_stream(&mut self, stream: &'static StreamSpec) -> Result<(), Stop> {
+        let again = self.report.again;
         self.progress = Progress { stream: stream.name.0.to_owned(), ..Progress::default() };
         if stream.axis == Axis::None {
             return self.read_list(stream).await;

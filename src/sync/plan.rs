@@ -23,8 +23,8 @@ fn ceil_second(at: DateTime<Utc>) -> i64 {
     (at.timestamp_millis() + 999).div_euclid(1000) * 1000
 }
 
-/// The window that a run has to open for a stream before it reads what is open: `None` when it has `opened` it already
-/// and nobody asked `again`.
+/// The window that a run has to open for a stream before it reads what is open: `None` when it has `opened` it already.
+/// Asked `again`, a run looks at the newest data, whatever its request was.
 pub(crate) fn window_to_open<'a>(
     stream: &'a StreamSpec,
     request: &SyncRequest,
@@ -48,7 +48,7 @@ pub(crate) fn window_to_open<'a>(
     }
     let hi = ceil_second(now);
     match newest {
-        _ if opened && !again => None,
+        _ if opened => None,
         None => Some(head(BEGINNING_MS, hi)),
         Some(newest) => Some(head((newest - stream.overlap_ms).min(hi - 1), hi)),
     }
@@ -103,11 +103,11 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_comes_back_does_not_open_its_window_twice_unless_asked_again() {
+    fn a_run_that_comes_back_does_not_open_its_window_twice() {
         let windows = [cover(93 * DAY, 101 * DAY, "done")];
         let request = SyncRequest::default();
         assert_eq!(window_to_open(strava(), &request, at(101 * DAY - 5), at(102 * DAY), true, false, &windows), None);
-        assert!(window_to_open(strava(), &request, at(101 * DAY - 5), at(102 * DAY), true, true, &windows).is_some());
+        assert!(window_to_open(strava(), &request, at(101 * DAY - 5), at(102 * DAY), false, true, &windows).is_some());
     }
 
     #[test]

@@ -145,8 +145,9 @@ async fn again(shape: Shape) {
     assert!(!store.accept(Class::Interactive, "key", s(1)).await.is_new);
     assert!(store.run(claim.run.id).await.again);
     assert!(!store.db.settle_run(&claim.fence, done(), s(2)).await.unwrap(), "it is not final while somebody waits");
-    assert!(store.db.take_again(&claim.fence).await.unwrap());
-    assert!(!store.db.take_again(&claim.fence).await.unwrap());
+    assert!(store.db.is_wanted_again(&claim.fence).await.unwrap());
+    store.db.take_again(&claim.fence, "{}").await.unwrap();
+    assert!(!store.db.is_wanted_again(&claim.fence).await.unwrap());
     assert!(store.db.settle_run(&claim.fence, done(), s(3)).await.unwrap());
 
     // Waiting after a page: due at once, and one more look. Waiting without one: only due.
@@ -231,7 +232,7 @@ async fn old_fence(shape: Shape) {
     let before = dump(&store.db, &["runs", "windows", "connections"]).await;
     assert_eq!(store.db.renew_run(&old, s(99)).await.unwrap(), None);
     assert!(matches!(store.page(&old).await, Err(Error::Fenced)));
-    assert!(matches!(store.db.take_again(&old).await, Err(Error::Fenced)));
+    assert!(matches!(store.db.take_again(&old, "{}").await, Err(Error::Fenced)));
     for settle in [done(), wait(s(99), true), Settle::Release { report: "{}".to_owned() }] {
         assert!(matches!(store.db.settle_run(&old, settle, s(32)).await, Err(Error::Fenced)));
     }
