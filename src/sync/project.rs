@@ -240,9 +240,12 @@ async fn summaries(
     layout: &Layout,
 ) -> Result<u64, Error> {
     let spec = setup.spec();
-    // From a row, so that a summary that was deleted comes back with the same time.
-    let last_sync: DateTime<Utc> =
-        engine.db.find_connection(connection.id).await?.and_then(|row| row.stored_at).unwrap_or_else(|| engine.now());
+    // From a row, so that a summary that was deleted comes back with the same time; unless every sync is to be seen.
+    let stored_at = match engine.config.export_touch {
+        ExportTouch::Always => None,
+        ExportTouch::Changed => engine.db.find_connection(connection.id).await?.and_then(|row| row.stored_at),
+    };
+    let last_sync: DateTime<Utc> = stored_at.unwrap_or_else(|| engine.now());
     let mut totals: Vec<(&str, u64)> = Vec::new();
     let mut dates = None;
     let mut by_type = Vec::new();
