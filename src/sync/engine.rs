@@ -28,9 +28,9 @@ const TRIES: i64 = 5;
 const SHORT_WAIT: Duration = Duration::from_secs(5);
 /// How often a page is prepared anew because somebody else committed in between.
 const STALE_TRIES: usize = 10;
-/// Refused tokens in a row before the stream is given up: with many processes on one account, a fresh token can be
-/// used up by others before its first call.
-const UNAUTHORIZED_TRIES: u32 = 5;
+/// Refused tokens in a row before the call waits like after any other failure: with many processes on one account, a
+/// fresh token can be used up by others before its first call.
+const UNAUTHORIZED_TRIES: u32 = 3;
 /// Parts looked up at a time; each is fetched and committed on its own.
 const PART_BATCH: i64 = 100;
 /// Parts in a row that fail for want of a connection before the run is put back.
