@@ -26,7 +26,7 @@ test *ARGS:
 bench *ARGS:
     scripts/test --exec cargo bench --locked --bench bench -- {{ARGS}}
 
-# the crash tests with 1 000 kills per back end instead of 60
+# the crash tests with 1 000 kills per back end instead of 60 (half an hour); the figures are for docs/reliability.md
 crash:
     CRASH_KILLS=1000 scripts/test --test crash -- --nocapture
 

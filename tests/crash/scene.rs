@@ -141,17 +141,21 @@ impl Scene {
         self.engine.db.find_run(id).await.expect("reads").expect("is there")
     }
 
-    /// Waits for the end of a run, whatever it is. A database that is away for a moment is asked again.
+    /// Waits for the end of a run, whatever it is, as long as it moves. A database that is away for a moment is asked
+    /// again.
     pub(crate) async fn until_final(&self, id: RunId) -> Run {
-        let started = Instant::now();
+        let (mut moved, mut committed) = (Instant::now(), 0);
         loop {
             let run = self.engine.db.find_run(id).await;
-            if let Ok(Some(run)) = &run
-                && run.run_state().is_final()
-            {
-                return run.clone();
+            if let Ok(Some(run)) = &run {
+                if run.run_state().is_final() {
+                    return run.clone();
+                }
+                if run.committed != committed {
+                    (moved, committed) = (Instant::now(), run.committed);
+                }
             }
-            assert!(started.elapsed() < Duration::from_secs(120), "the run does not end: {run:?}");
+            assert!(moved.elapsed() < Duration::from_secs(120), "the run does not end: {run:?}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
