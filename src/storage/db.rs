@@ -145,7 +145,9 @@ impl Db {
     pub async fn postgres(url: &str, connections: u32) -> Result<Self> {
         let options = PgConnectOptions::from_str(url)
             .map_err(|error| Error::Settings(format!("DATABASE_URL cannot be read: {error}")))?
-            .application_name("wearsync");
+            .application_name("wearsync")
+            // A process that is stopped inside a transaction holds row locks: the server ends it, and others go on.
+            .options([("idle_in_transaction_session_timeout", "30s")]);
         let pool = PgPoolOptions::new()
             .max_connections(connections)
             .acquire_timeout(Duration::from_secs(10))
