@@ -1,7 +1,7 @@
 //! The command line: one file per command.
 //!
 //! May name everything below it. What must always hold: answers go to stdout and nothing else does; every command ends
-//! with a code of [`exit::Exit`]; a secret is printed only by the command that made it, and only once.
+//! with a code of `exit::Exit`; a secret is printed only by the command that made it, and only once.
 
 mod connections;
 #[cfg(feature = "simulator")]

@@ -2,7 +2,7 @@
 //!
 //! May name model, clock, config and telemetry. What must always hold: a provider never touches our database, never
 //! refreshes a token and never waits long; it answers [`FetchError`] and the engine decides. One folder and one
-//! line in [`providers!`] add a provider.
+//! line in `providers!` add a provider.
 
 pub mod http;
 pub mod oauth;

@@ -1,7 +1,7 @@
 //! The sync engine: a request becomes windows, windows become pages, pages become rows and files.
 //!
 //! May name everything below it (levels 0 to 2). What must always hold: data before position, database before file,
-//! file before "done"; every write shows its fence; one place decides what an error means ([`engine`]).
+//! file before "done"; every write shows its fence; one place decides what an error means (`engine.rs`).
 
 mod accept;
 mod engine;

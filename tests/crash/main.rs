@@ -3,6 +3,8 @@
 //! `CRASH_KILLS` sets how often (60 in the test suite, 1 000 by `just crash`); `CRASH_SEED` repeats a run's choices;
 //! `CRASH_LOG=1` shows what the processes say.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails panics")]
+
 #[path = "../support/mod.rs"]
 mod support;
 

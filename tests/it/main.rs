@@ -1,5 +1,7 @@
 //! One binary for all tests that need a database: each extra one would link for itself.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails panics")]
+
 #[path = "../support/mod.rs"]
 mod support;
 
