@@ -89,8 +89,8 @@ macro_rules! write {
     };
 }
 
-/// Runs one writing statement that somebody waits for: on SQLite it shares its commit with its neighbours. The body
-/// ends in a `Result` and owns what it names.
+/// Runs one writing statement (never two: they would not be undone together) that somebody waits for: on SQLite it
+/// shares its commit with its neighbours. The body ends in a `Result` and owns what it names.
 macro_rules! accept {
     ($db:expr, $c:ident => $body:expr) => {
         match $db {
@@ -313,7 +313,8 @@ impl Sqlite {
         &self.read
     }
 
-    /// Runs `body` in the next group of accepts; answers when the group is on disk.
+    /// Runs `body`, one statement, in the next group of accepts; answers when the group is on disk. A statement that
+    /// fails undoes itself alone, so its neighbours need no savepoints (which would be two statements more for each).
     pub(super) async fn accept<T, F>(&self, body: F) -> Result<T>
     where
         T: Send + 'static,
@@ -322,7 +323,7 @@ impl Sqlite {
         let (answer, wait) = oneshot::channel();
         let job: Job = Box::new(move |connection| {
             Box::pin(async move {
-                let result = in_savepoint(connection, body).await;
+                let result = body(connection).await;
                 Box::new(move |committed: bool| {
                     let result = if committed || result.is_err() {
                         result
@@ -338,19 +339,6 @@ impl Sqlite {
         self.accepts.send(job).await.map_err(|_| closed())?;
         wait.await.map_err(|_| closed())?
     }
-}
-
-async fn in_savepoint<T, F>(connection: &mut SqliteConnection, body: F) -> Result<T>
-where
-    F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T>>,
-{
-    sqlx::query("savepoint accept").execute(&mut *connection).await?;
-    let result = body(connection).await;
-    if result.is_err() {
-        sqlx::query("rollback to accept").execute(&mut *connection).await?;
-    }
-    sqlx::query("release accept").execute(&mut *connection).await?;
-    result
 }
 
 /// Commits accepts in groups: whatever has gathered while the last commit was on its way to the disk. Between two

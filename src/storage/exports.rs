@@ -102,14 +102,24 @@ impl Db {
         })
     }
 
-    /// Answers of a connection that have no file yet, at most `limit`, with their bodies.
+    /// Answers of a connection that have no file yet, with their bodies: at most `limit`, and no more after those that
+    /// made `bytes` as received.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn list_unexported(&self, connection: ConnectionId, limit: i64) -> Result<Vec<ExportPart>> {
+    pub async fn list_unexported(&self, connection: ConnectionId, limit: i64, bytes: i64) -> Result<Vec<ExportPart>> {
         // A file is rendered from versions that never change, so that it comes back identical: hence the primary answer
         // of that time, not of today.
-        let sql = "select p.id, p.kind, p.external_id, p.part, p.version, p.body, p.stored_at, p.formula, r.stem,
+        let sql = "with due as (
+                select p.id, p.body_size, r.stem
+                from parts p join records r
+                    on r.connection_id = p.connection_id and r.kind = p.kind and r.external_id = p.external_id
+                where p.connection_id = $1 and p.export_due and p.body is not null and not r.provisional
+                    and r.stem is not null
+                limit $2),
+            sized as (
+                select id, stem, cast(sum(body_size) over (order by id) - body_size as bigint) as before from due)
+            select p.id, p.kind, p.external_id, p.part, p.version, p.body, p.stored_at, p.formula, s.stem,
                 p.superseded_at is not null as superseded,
                 case when p.part <> 'summary' then coalesce(
                     (select q.body from parts q
@@ -121,12 +131,9 @@ impl Db {
                             and q.part = 'summary' and q.body is not null
                         order by q.version limit 1))
                 end as primary_body
-            from parts p join records r
-                on r.connection_id = p.connection_id and r.kind = p.kind and r.external_id = p.external_id
-            where p.connection_id = $1 and p.export_due and p.body is not null and not r.provisional
-                and r.stem is not null
-            limit $2";
-        Ok(read!(self, p => sqlx::query_as(sql).bind(connection).bind(limit).fetch_all(p).await?))
+            from sized s join parts p on p.id = s.id
+            where s.before < $3";
+        Ok(read!(self, p => sqlx::query_as(sql).bind(connection).bind(limit).bind(bytes).fetch_all(p).await?))
     }
 
     /// Records found deleted that have no marker yet.

@@ -218,6 +218,17 @@ pub struct Boundary {
 
 type ChunkKey = (i64, bool, i64);
 
+/// Rows written by one statement. Statements of exactly so many rows, or of a few, are prepared once per connection: to
+/// have a page of 200 workouts parsed and planned takes Postgres longer than to write it.
+const BULK: usize = 50;
+/// A part with its samples comes as one row, or as one per series.
+const FEW: usize = 8;
+
+/// Whether a statement of so many rows is kept prepared.
+pub(super) fn is_kept(rows: usize) -> bool {
+    rows <= FEW || rows == BULK
+}
+
 impl Db {
     /// Reads what is stored of these records.
     ///
@@ -272,7 +283,7 @@ impl Db {
                     query.push("))");
                 }
                 query.push($tail);
-                query.build_query_as::<$row>().persistent(false).fetch_all($p).await?
+                query.build_query_as::<$row>().persistent(is_kept(ids.len())).fetch_all($p).await?
             }};
         }
         let records = read!(self, p => select!(p, "select id, kind, external_id, hash, shape, revision, stem, deleted_at,
@@ -378,10 +389,10 @@ impl Db {
                 query.push(")");
                 query.build().persistent(false).execute(&mut *t).await?;
             }
-            if !page.parts.is_empty() {
+            for parts in page.parts.chunks(BULK) {
                 let mut query = QueryBuilder::new("insert into parts (id, connection_id, kind, external_id, part, version,
                     state, order_at, due_at, last_error, body, body_size, hash, formula, fetched_at, stored_at, export_due) ");
-                query.push_values(&page.parts, |mut row, part| {
+                query.push_values(parts, |mut row, part| {
                     row.push_bind(part.id).push_bind(fence.connection).push_bind(part.kind.as_str())
                         .push_bind(part.external_id.as_str()).push_bind(part.part.0).push_bind(part.version)
                         .push_bind(part.state.as_str()).push_bind(part.order_at).push_bind(now)
@@ -389,7 +400,7 @@ impl Db {
                         .push_bind(part.hash.as_slice()).push_bind(part.formula).push_bind(now).push_bind(now)
                         .push_bind(part.export_due);
                 });
-                query.build().persistent(false).execute(&mut *t).await?;
+                query.build().persistent(is_kept(parts.len())).execute(&mut *t).await?;
             }
             for fix in &page.fixes {
                 sqlx::query("update parts set state = $2, attempts = $3, due_at = $4, last_error = $5,
@@ -422,33 +433,35 @@ impl Db {
                     // The row was inserted above; were it missing, the foreign key would refuse the page.
                     sources.get(&key).copied().unwrap_or(-1)
                 };
-                let mut query = QueryBuilder::new("insert into records (id, connection_id, kind, external_id, data_source_id,
-                    type, title, start_at, end_at, utc_offset_s, zone, local_day, hash, shape, revision, provisional, stem,
-                    source_updated_at, stored_at) ");
-                query.push_values(&page.records, |mut row, write| {
-                    let record = &write.record;
-                    row.push_bind(write.id).push_bind(fence.connection).push_bind(record.kind.as_str())
-                        .push_bind(record.external_id.as_str()).push_bind(source_of(&record.source))
-                        .push_bind(record.provider_type.as_str()).push_bind(record.title.as_deref())
-                        .push_bind(record.start_at).push_bind(record.end_at)
-                        .push_bind(record.utc_offset.map(|offset| i64::from(offset.local_minus_utc())))
-                        .push_bind(record.zone.as_deref()).push_bind(record.local_day).push_bind(write.hash.as_slice())
-                        .push_bind(write.shape).push_bind(write.revision).push_bind(write.provisional)
-                        .push_bind(write.stem.as_str()).push_bind(record.updated_at).push_bind(write.stored_at);
-                });
-                query.push(" on conflict (connection_id, kind, external_id) do update set
-                    data_source_id = excluded.data_source_id, type = excluded.type, title = excluded.title,
-                    start_at = excluded.start_at, end_at = excluded.end_at, utc_offset_s = excluded.utc_offset_s,
-                    zone = excluded.zone, local_day = excluded.local_day, hash = excluded.hash, shape = excluded.shape,
-                    revision = excluded.revision, provisional = excluded.provisional,
-                    source_updated_at = excluded.source_updated_at, deleted_at = null");
-                query.build().persistent(false).execute(&mut *t).await?;
+                for records in page.records.chunks(BULK) {
+                    let mut query = QueryBuilder::new("insert into records (id, connection_id, kind, external_id, data_source_id,
+                        type, title, start_at, end_at, utc_offset_s, zone, local_day, hash, shape, revision, provisional, stem,
+                        source_updated_at, stored_at) ");
+                    query.push_values(records, |mut row, write| {
+                        let record = &write.record;
+                        row.push_bind(write.id).push_bind(fence.connection).push_bind(record.kind.as_str())
+                            .push_bind(record.external_id.as_str()).push_bind(source_of(&record.source))
+                            .push_bind(record.provider_type.as_str()).push_bind(record.title.as_deref())
+                            .push_bind(record.start_at).push_bind(record.end_at)
+                            .push_bind(record.utc_offset.map(|offset| i64::from(offset.local_minus_utc())))
+                            .push_bind(record.zone.as_deref()).push_bind(record.local_day).push_bind(write.hash.as_slice())
+                            .push_bind(write.shape).push_bind(write.revision).push_bind(write.provisional)
+                            .push_bind(write.stem.as_str()).push_bind(record.updated_at).push_bind(write.stored_at);
+                    });
+                    query.push(" on conflict (connection_id, kind, external_id) do update set
+                        data_source_id = excluded.data_source_id, type = excluded.type, title = excluded.title,
+                        start_at = excluded.start_at, end_at = excluded.end_at, utc_offset_s = excluded.utc_offset_s,
+                        zone = excluded.zone, local_day = excluded.local_day, hash = excluded.hash, shape = excluded.shape,
+                        revision = excluded.revision, provisional = excluded.provisional,
+                        source_updated_at = excluded.source_updated_at, deleted_at = null");
+                    query.build().persistent(is_kept(records.len())).execute(&mut *t).await?;
+                }
 
                 let workouts: Vec<_> = page.records.iter().filter_map(|write| match &write.record.details {
                     Details::Workout(workout) => Some((write.id, workout)),
                     Details::None => None,
                 }).collect();
-                if !workouts.is_empty() {
+                for workouts in workouts.chunks(BULK) {
                     let mut query = QueryBuilder::new("insert into workouts (record_id, type, elapsed_s, moving_s, distance_m,
                         ascent_m, elevation_high_m, elevation_low_m, average_speed_m_per_s, max_speed_m_per_s,
                         average_heart_rate_bpm, max_heart_rate_bpm, average_cadence_per_min, average_power_w, max_power_w,
@@ -491,7 +504,7 @@ impl Db {
                         start_longitude_deg = excluded.start_longitude_deg, gear_id = excluded.gear_id,
                         manual = excluded.manual, laps = excluded.laps, heart_rate_zones = excluded.heart_rate_zones,
                         power_zones = excluded.power_zones, pace_zones = excluded.pace_zones");
-                    query.build().persistent(false).execute(&mut *t).await?;
+                    query.build().persistent(is_kept(workouts.len())).execute(&mut *t).await?;
                 }
             }
 
@@ -532,7 +545,7 @@ impl Db {
                 chunks_written += changed.len() as u64;
                 let mut query = QueryBuilder::new("insert into sample_chunks (record_id, series_type_id, total, first_at,
                     data_source_id, last_at, utc_offset_s, n, min_value, max_value, sum_value, deltas, vals, hash) ");
-                query.push_values(changed, |mut row, (chunk, hash)| {
+                query.push_values(&changed, |mut row, (chunk, hash)| {
                     row.push_bind(write.record).push_bind(chunk.series.id).push_bind(chunk.total)
                         .push_bind(chunk.first_at).push_bind(source).push_bind(chunk.last_at)
                         .push_bind(chunk.utc_offset.map(|offset| i64::from(offset.local_minus_utc())))
@@ -546,7 +559,7 @@ impl Db {
                     utc_offset_s = excluded.utc_offset_s, n = excluded.n, min_value = excluded.min_value,
                     max_value = excluded.max_value, sum_value = excluded.sum_value, deltas = excluded.deltas,
                     vals = excluded.vals, hash = excluded.hash");
-                query.build().persistent(false).execute(&mut *t).await?;
+                query.build().persistent(is_kept(changed.len())).execute(&mut *t).await?;
             }
 
             for record in &page.deleted {
@@ -642,8 +655,13 @@ fn json_list<T: serde::Serialize>(list: &[T]) -> Option<String> {
 }
 
 /// A JSON array of numbers, without the detour of a tree: this is where SQLite's samples are made.
-pub(super) fn json_numbers<T: serde::Serialize>(numbers: &[T]) -> String {
-    serde_json::to_string(numbers).unwrap_or_default()
+fn json_numbers<T: serde::Serialize>(numbers: &[T]) -> String {
+    // Most numbers take four to nine characters.
+    let mut text = Vec::with_capacity(numbers.len() * 8 + 2);
+    if serde_json::to_writer(&mut text, numbers).is_err() {
+        return String::new();
+    }
+    String::from_utf8(text).unwrap_or_default()
 }
 
 /// Binds the two arrays of a chunk: arrays in Postgres, JSON text in SQLite. Which one a row builder takes is decided

@@ -1,6 +1,7 @@
 use chrono::{DateTime, Utc};
 
 use super::db::{read, write};
+use super::page::is_kept;
 use super::{Db, Result};
 use crate::model::{ConnectionId, Kind, PartId, RecordId, UserId};
 
@@ -78,7 +79,7 @@ impl Db {
                 list.push_bind(*id);
             }
             query.push(")");
-            query.build_query_as().persistent(false).fetch_all(p).await?
+            query.build_query_as().persistent(is_kept(ids.len())).fetch_all(p).await?
         }))
     }
 

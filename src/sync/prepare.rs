@@ -46,12 +46,24 @@ pub(crate) struct Prepared {
     pub(crate) also: BTreeSet<(Kind, String)>,
 }
 
-/// Compresses the way bodies are kept.
-pub(crate) fn compress(body: &[u8]) -> Result<Vec<u8>, Error> {
-    zstd::bulk::compress(body, LEVEL).map_err(|error| Error::Corrupt(format!("a body cannot be compressed: {error}")))
+/// Compresses the way bodies are kept. One for a page: to make one costs more than a small body.
+struct Compressor(zstd::bulk::Compressor<'static>);
+
+impl Compressor {
+    fn new() -> Result<Self, Error> {
+        zstd::bulk::Compressor::new(LEVEL).map(Self).map_err(|error| bad_body(&error))
+    }
+
+    fn compress(&mut self, body: &[u8]) -> Result<Vec<u8>, Error> {
+        self.0.compress(body).map_err(|error| bad_body(&error))
+    }
 }
 
-/// The reverse of [`compress`].
+fn bad_body(error: &std::io::Error) -> Error {
+    Error::Corrupt(format!("a body cannot be compressed: {error}"))
+}
+
+/// The reverse of [`Compressor`].
 pub(crate) fn decompress(body: &[u8]) -> Result<Vec<u8>, Error> {
     let mut out = Vec::new();
     zstd::stream::read::Decoder::new(body)
@@ -96,9 +108,11 @@ fn part_row<'a>(state: &'a PageState, kind: Kind, id: &str, part: PartName) -> O
 fn digest(provider: &dyn Provider, item: &Item) -> Vec<u8> {
     let volatile = provider.spec().part(item.kind, item.part.0).map_or(&[][..], |part| part.volatile);
     let mut hasher = Sha256::new();
-    match (volatile, serde_json::from_slice::<Value>(&item.body)) {
-        ([], _) | (_, Err(_)) => hasher.update(&item.body),
-        (volatile, Ok(mut value)) => {
+    // Where nothing is volatile the bytes speak for themselves: streams are long, and need not be read for this.
+    let value = if volatile.is_empty() { None } else { serde_json::from_slice::<Value>(&item.body).ok() };
+    match value {
+        None => hasher.update(&item.body),
+        Some(mut value) => {
             for pointer in volatile {
                 remove(&mut value, pointer);
             }
@@ -234,9 +248,10 @@ pub(crate) fn prepare(input: Input) -> Result<Prepared, Error> {
         Prepared { write: PageWrite { page_seq: input.state.page_seq, ..PageWrite::default() }, ..Prepared::default() };
     let mut seen: HashSet<(Kind, &str, PartName)> = HashSet::new();
     // The last answer about a record in a page is the newest one.
+    let mut compressor = Compressor::new()?;
     for item in input.items.iter().rev() {
         if seen.insert((item.kind, item.external_id.as_str(), item.part)) {
-            prepare_item(&input, item, &mut out)?;
+            prepare_item(&input, item, &mut compressor, &mut out)?;
         }
     }
     let mut wanted = HashSet::new();
@@ -244,7 +259,7 @@ pub(crate) fn prepare(input: Input) -> Result<Prepared, Error> {
     Ok(out)
 }
 
-fn prepare_item(input: &Input, item: &Item, out: &mut Prepared) -> Result<(), Error> {
+fn prepare_item(input: &Input, item: &Item, compressor: &mut Compressor, out: &mut Prepared) -> Result<(), Error> {
     let Input { provider, state, now, .. } = input;
     let spec = provider.spec();
     let Some(part) = spec.part(item.kind, item.part.0) else {
@@ -276,7 +291,7 @@ fn prepare_item(input: &Input, item: &Item, out: &mut Prepared) -> Result<(), Er
         version: row.map_or(1, |row| row.version + i64::from(row.has_body)),
         state: PartState::Stored,
         order_at: item.order_at,
-        body: compress(&item.body)?,
+        body: compressor.compress(&item.body)?,
         body_size: i64::try_from(item.body.len()).unwrap_or(i64::MAX),
         hash: digest(*provider, item),
         formula: FORMULA_VERSION,
@@ -434,6 +449,6 @@ mod tests {
     #[test]
     fn bodies_come_back_byte_for_byte() {
         let body = br#"{"a": 1.00, "a": 2}"#;
-        assert_eq!(decompress(&compress(body).unwrap()).unwrap(), body);
+        assert_eq!(decompress(&Compressor::new().unwrap().compress(body).unwrap()).unwrap(), body);
     }
 }

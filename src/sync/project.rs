@@ -19,8 +19,10 @@ use crate::providers::{Axis, FileRule, PartBody, Provider};
 use crate::storage::{Connection, ExportPart, ExportRecord, User, UserFilter};
 use crate::telemetry;
 
-/// Answers rendered at a time: with long streams some ten megabytes.
-const BATCH: i64 = 64;
+/// Answers rendered at a time: each batch waits for the disk twice.
+const BATCH: i64 = 1000;
+/// No further answer joins a batch that has so many bytes: it is held in memory several times over.
+const BATCH_BYTES: i64 = 8 << 20;
 
 /// Writes files, in the one process that owns the folder.
 #[derive(Clone, Debug)]
@@ -83,7 +85,7 @@ async fn write_all(
     let mut drained = Drained::default();
     let mut stored = false;
     loop {
-        let parts = engine.db.list_unexported(connection.id, BATCH).await?;
+        let parts = engine.db.list_unexported(connection.id, BATCH, BATCH_BYTES).await?;
         let deleted = engine.db.list_unexported_deletes(connection.id, BATCH).await?;
         if parts.is_empty() && deleted.is_empty() {
             break;
