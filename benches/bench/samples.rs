@@ -34,19 +34,24 @@ const SERIES: [SeriesType; 8] = [
 
 pub(crate) async fn run(size: Size, table: &mut Table) {
     for (name, shape, least) in [("Postgres", Shape::Postgres, 20.0), ("SQLite", Shape::Sqlite, 8.0)] {
+        let pages = if shape == Shape::Postgres { size.of(8, 2) } else { size.of(16, 4) };
         let place = Place::new(shape).await;
         let db = place.db().await;
         db.migrate().await.expect("migrates");
-        let chunked = as_chunks(&db, size.of(160, 40)).await;
+        let claim = claim(&db).await;
+        let mut rows = Rows::open(&place).await;
+        let (mut chunked, mut plain) = (Duration::ZERO, Duration::ZERO);
+        // In turns, so that whatever else the machine does meets both.
+        for page in 0..pages {
+            chunked += write_chunks(&db, &claim, page).await;
+            plain += rows.write(page).await;
+        }
         db.close().await;
-        // Fewer records suffice for the slow way; the more there are, the slower it gets.
-        let rows = match shape {
-            Shape::Postgres => as_postgres_rows(&place, size.of(24, 8)).await,
-            Shape::Sqlite => as_sqlite_rows(&place, size.of(80, 24)).await,
-        };
+        let samples = (pages * PAGE * POINTS * SERIES.len() as i64) as f64;
+        let (chunked, plain) = (samples / chunked.as_secs_f64(), samples / plain.as_secs_f64());
         table.add(format!("samples as chunks, {name}"), chunked, "samples/s", Target::None);
-        table.add(format!("samples as rows, {name}"), rows, "samples/s", Target::None);
-        table.add(format!("samples: ratio, {name}"), chunked / rows, "", Target::AtLeast(least));
+        table.add(format!("samples as rows, {name}"), plain, "samples/s", Target::None);
+        table.add(format!("samples: ratio, {name}"), chunked / plain, "", Target::AtLeast(least));
     }
 }
 
@@ -77,30 +82,25 @@ fn record(n: i64) -> Vec<SampleSet> {
         .collect()
 }
 
-/// Samples a second: cut, digest, one page per record.
-async fn as_chunks(db: &Db, records: i64) -> f64 {
-    let claim = claim(db).await;
+/// Cut, digest, one page.
+async fn write_chunks(db: &Db, claim: &Claim, page: i64) -> Duration {
     let now = Clock::system().now();
-    let mut spent = Duration::ZERO;
-    for page in 0..records / PAGE {
-        let sets: Vec<_> = (0..PAGE).map(|n| (page * PAGE + n, record(page * PAGE + n))).collect();
-        let begun = Instant::now();
-        let page_seq = db.load_page_state(claim.fence.connection, &Default::default()).await.expect("reads").page_seq;
-        let mut write = PageWrite { page_seq, ..PageWrite::default() };
-        for (n, sets) in sets {
-            let id = RecordId::new();
-            let list = sets.into_iter().flat_map(chunks).map(|chunk| {
-                let hash = chunk.hash();
-                (chunk, hash)
-            });
-            write.records.push(record_write(id, n));
-            let (source, chunks) = (Source::default(), list.collect());
-            write.chunks.push(ChunkWrite { record: id, source, is_new: true, chunks });
-        }
-        db.commit_page(&claim.fence, &write, now, now + chrono::Duration::hours(1)).await.expect("commits");
-        spent += begun.elapsed();
+    let records: Vec<_> = (page * PAGE..(page + 1) * PAGE).map(|n| (n, record(n))).collect();
+    let begun = Instant::now();
+    let page_seq = db.load_page_state(claim.fence.connection, &Default::default()).await.expect("reads").page_seq;
+    let mut write = PageWrite { page_seq, ..PageWrite::default() };
+    for (n, sets) in records {
+        let id = RecordId::new();
+        let list = sets.into_iter().flat_map(chunks).map(|chunk| {
+            let hash = chunk.hash();
+            (chunk, hash)
+        });
+        write.records.push(record_write(id, n));
+        let (source, chunks) = (Source::default(), list.collect());
+        write.chunks.push(ChunkWrite { record: id, source, is_new: true, chunks });
     }
-    (records * POINTS * SERIES.len() as i64) as f64 / spent.as_secs_f64()
+    db.commit_page(&claim.fence, &write, now, now + chrono::Duration::hours(1)).await.expect("commits");
+    begun.elapsed()
 }
 
 fn record_write(id: RecordId, n: i64) -> RecordWrite {
@@ -155,62 +155,71 @@ async fn claim(db: &Db) -> Claim {
     db.claim_run(run, "bench", now, until).await.expect("claims").expect("is free")
 }
 
-async fn as_postgres_rows(place: &Place, records: i64) -> f64 {
-    let mut own = sqlx::PgConnection::connect(&place.database).await.expect("connects");
-    own.execute(
-        "create table bench_rows (source int, series int, at bigint, value double precision,
-            primary key (source, series, at))",
-    )
-    .await
-    .expect("makes the table");
-    let sql = "insert into bench_rows select $1, $2, * from unnest($3::bigint[], $4::double precision[])
-        on conflict (source, series, at) do update set value = excluded.value
-        where bench_rows.value is distinct from excluded.value";
-    let mut spent = Duration::ZERO;
-    for page in 0..records / PAGE {
-        let sets: Vec<_> = (0..PAGE).flat_map(|n| record(page * PAGE + n)).collect();
-        let begun = Instant::now();
-        let mut tx = own.begin().await.expect("begins");
-        for set in sets {
-            let (at, values): (Vec<i64>, Vec<f64>) = set.samples.into_iter().unzip();
-            let series = i32::try_from(set.series.id).expect("is small");
-            sqlx::query(sql).bind(1_i32).bind(series).bind(at).bind(values).execute(&mut *tx).await.expect("inserts");
-        }
-        tx.commit().await.expect("commits");
-        spent += begun.elapsed();
-    }
-    (records * POINTS * SERIES.len() as i64) as f64 / spent.as_secs_f64()
+/// The table with a row per sample.
+enum Rows {
+    Postgres(sqlx::PgConnection),
+    Sqlite(sqlx::SqliteConnection),
 }
 
-async fn as_sqlite_rows(place: &Place, records: i64) -> f64 {
-    let url = format!("sqlite:{}", place.data_dir().join("state/wearsync.db").display());
-    let mut own = sqlx::SqliteConnection::connect(&url).await.expect("connects");
-    own.execute(
-        "pragma journal_mode = wal; pragma synchronous = full;
-        create table bench_rows (source integer not null, series integer not null, at integer not null,
-            value real not null, primary key (source, series, at)) without rowid, strict",
-    )
-    .await
-    .expect("makes the table");
-    let mut spent = Duration::ZERO;
-    for page in 0..records / PAGE {
-        let sets: Vec<_> = (0..PAGE).flat_map(|n| record(page * PAGE + n)).collect();
-        let begun = Instant::now();
-        let mut tx = own.begin_with("BEGIN IMMEDIATE").await.expect("begins");
-        for set in sets {
-            // The same text each time: it is prepared once.
-            let mut query = QueryBuilder::<sqlx::Sqlite>::new("insert into bench_rows (source, series, at, value) ");
-            query.push_values(&set.samples, |mut row, (at, value)| {
-                row.push_bind(1_i64).push_bind(set.series.id).push_bind(at).push_bind(value);
-            });
-            query.push(
-                " on conflict (source, series, at) do update set value = excluded.value
-                    where bench_rows.value is not excluded.value",
-            );
-            query.build().execute(&mut *tx).await.expect("inserts");
+impl Rows {
+    async fn open(place: &Place) -> Self {
+        match place.shape {
+            Shape::Postgres => {
+                let mut own = sqlx::PgConnection::connect(&place.database).await.expect("connects");
+                let sql = "create table bench_rows (source int, series int, at bigint, value double precision,
+                    primary key (source, series, at))";
+                own.execute(sql).await.expect("makes the table");
+                Self::Postgres(own)
+            }
+            Shape::Sqlite => {
+                // A file of its own: neither pays for the other's checkpoints.
+                let url = format!("sqlite:{}?mode=rwc", place.dir.path().join("rows.db").display());
+                let mut own = sqlx::SqliteConnection::connect(&url).await.expect("connects");
+                let sql = "pragma journal_mode = wal; pragma synchronous = full;
+                    create table bench_rows (source integer not null, series integer not null, at integer not null,
+                        value real not null, primary key (source, series, at)) without rowid, strict";
+                own.execute(sql).await.expect("makes the table");
+                Self::Sqlite(own)
+            }
         }
-        tx.commit().await.expect("commits");
-        spent += begun.elapsed();
     }
-    (records * POINTS * SERIES.len() as i64) as f64 / spent.as_secs_f64()
+
+    /// One transaction with the records of a page.
+    async fn write(&mut self, page: i64) -> Duration {
+        let sets: Vec<_> = (page * PAGE..(page + 1) * PAGE).flat_map(record).collect();
+        let begun = Instant::now();
+        match self {
+            Self::Postgres(own) => {
+                let sql = "insert into bench_rows select $1, $2, * from unnest($3::bigint[], $4::double precision[])
+                    on conflict (source, series, at) do update set value = excluded.value
+                    where bench_rows.value is distinct from excluded.value";
+                let mut tx = own.begin().await.expect("begins");
+                for set in sets {
+                    let (at, values): (Vec<i64>, Vec<f64>) = set.samples.into_iter().unzip();
+                    let series = i32::try_from(set.series.id).expect("is small");
+                    let query = sqlx::query(sql).bind(1_i32).bind(series).bind(at).bind(values);
+                    query.execute(&mut *tx).await.expect("inserts");
+                }
+                tx.commit().await.expect("commits");
+            }
+            Self::Sqlite(own) => {
+                let mut tx = own.begin_with("BEGIN IMMEDIATE").await.expect("begins");
+                for set in sets {
+                    // The same text each time: it is prepared once.
+                    let head = "insert into bench_rows (source, series, at, value) ";
+                    let mut query = QueryBuilder::<sqlx::Sqlite>::new(head);
+                    query.push_values(&set.samples, |mut row, (at, value)| {
+                        row.push_bind(1_i64).push_bind(set.series.id).push_bind(at).push_bind(value);
+                    });
+                    query.push(
+                        " on conflict (source, series, at) do update set value = excluded.value
+                            where bench_rows.value is not excluded.value",
+                    );
+                    query.build().execute(&mut *tx).await.expect("inserts");
+                }
+                tx.commit().await.expect("commits");
+            }
+        }
+        begun.elapsed()
+    }
 }
