@@ -138,6 +138,13 @@ impl Folder {
         Ok(Written { written, unchanged: files.len() - written })
     }
 
+    /// Whether a file stands there with exactly this content; without content, whether one stands there at all.
+    #[must_use]
+    pub fn has(&self, path: &RelPath, content: Option<&[u8]>) -> bool {
+        let target = path.below(&self.root);
+        content.map_or_else(|| target.is_file(), |content| has_content(&target, content))
+    }
+
     /// Removes one file; `false` if there was none. Folders that become empty go with it.
     ///
     /// # Errors

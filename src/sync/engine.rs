@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
+use tokio::task::JoinHandle;
 
 use super::fetch::RunGate;
 use super::prepare::{self, Input, Prepared};
@@ -111,7 +112,7 @@ pub(crate) fn backoff(attempt: i64) -> Duration {
 
 /// One claimed run at work.
 pub(crate) struct Work<'a> {
-    engine: &'a Engine,
+    engine: &'a Arc<Engine>,
     setup: &'a ProviderSetup,
     pub(crate) claim: &'a Claim,
     request: SyncRequest,
@@ -126,11 +127,13 @@ pub(crate) struct Work<'a> {
     parts: Vec<&'static str>,
     first_sync: bool,
     progress: Progress,
+    /// Files of the pages before, being written while the next one is read.
+    beside: Option<JoinHandle<Result<project::Drained, Error>>>,
 }
 
 impl<'a> Work<'a> {
     pub(crate) fn new(
-        engine: &'a Engine,
+        engine: &'a Arc<Engine>,
         setup: &'a ProviderSetup,
         claim: &'a Claim,
         cancel: &'a AtomicBool,
@@ -166,6 +169,7 @@ impl<'a> Work<'a> {
             parts,
             first_sync: false,
             progress: Progress::default(),
+            beside: None,
         })
     }
 
@@ -325,6 +329,7 @@ impl<'a> Work<'a> {
                 WindowMove { window: window.clone(), stream: stream.name.0, position: position.clone(), proves };
             self.store(stream, page, Some((moved, missing))).await?;
             failpoint::hit("page-committed");
+            self.project_beside().await;
             match next {
                 Next::End => return Ok(()),
                 Next::Position(position) => window.position = Some(position),
@@ -743,9 +748,29 @@ impl<'a> Work<'a> {
         if self.engine.exporter.is_none() {
             return Ok(());
         }
+        self.join_beside().await;
         let drained = project::drain(self.engine, self.claim.fence.connection).await?;
         self.report.files += drained.files;
         Ok(())
+    }
+
+    /// Begins to write the files of what is stored, unless the last beginning is still at it.
+    async fn project_beside(&mut self) {
+        if self.engine.exporter.is_none() || self.beside.as_ref().is_some_and(|task| !task.is_finished()) {
+            return;
+        }
+        self.join_beside().await;
+        let (engine, connection) = (self.engine.clone(), self.claim.fence.connection);
+        self.beside = Some(tokio::spawn(async move { project::drain_files(&engine, connection).await }));
+    }
+
+    /// What went wrong there goes wrong again in the drain at the end, and is told by it.
+    async fn join_beside(&mut self) {
+        if let Some(task) = self.beside.take()
+            && let Ok(Ok(drained)) = task.await
+        {
+            self.report.files += drained.files;
+        }
     }
 
     fn tell_progress(&mut self) {

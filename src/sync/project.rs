@@ -56,12 +56,21 @@ pub struct Drained {
 /// # Errors
 /// When the database or the folder fails; what was not marked is written again, with the same bytes.
 pub async fn drain(engine: &Engine, connection: ConnectionId) -> Result<Drained, Error> {
+    drain_as(engine, connection, true).await
+}
+
+/// The same without the summaries: beside a sync that goes on, and drains once more at its end.
+pub(crate) async fn drain_files(engine: &Engine, connection: ConnectionId) -> Result<Drained, Error> {
+    drain_as(engine, connection, false).await
+}
+
+async fn drain_as(engine: &Engine, connection: ConnectionId, whole: bool) -> Result<Drained, Error> {
     let Some(exporter) = &engine.exporter else { return Ok(Drained::default()) };
     let Some(connection) = engine.db.find_connection(connection).await? else { return Ok(Drained::default()) };
     let Some(setup) = engine.provider(&connection.provider) else { return Ok(Drained::default()) };
     // One exporter per user: two would write the same files, harmlessly, but for nothing.
     let Some(mut epoch) = lease(engine, &connection).await? else { return Ok(Drained::default()) };
-    let result = write_all(engine, exporter, setup, &connection).await;
+    let result = write_all(engine, exporter, setup, &connection, whole).await;
     if let Some(held) = lease(engine, &connection).await? {
         epoch = held;
     }
@@ -80,17 +89,16 @@ async fn write_all(
     exporter: &Exporter,
     setup: &ProviderSetup,
     connection: &Connection,
+    whole: bool,
 ) -> Result<Drained, Error> {
     let layout = layout(engine, exporter, connection).await?;
     let mut drained = Drained::default();
-    let mut stored = false;
     loop {
         let parts = engine.db.list_unexported(connection.id, BATCH, BATCH_BYTES).await?;
         let deleted = engine.db.list_unexported_deletes(connection.id, BATCH).await?;
         if parts.is_empty() && deleted.is_empty() {
             break;
         }
-        stored = true;
         let ids: Vec<_> = parts.iter().map(|part| part.id).collect();
         let gone: Vec<RecordId> = deleted.iter().map(|record| record.id).collect();
         let (provider, folder, layout) = (setup.provider, exporter.folder.clone(), layout.clone());
@@ -121,7 +129,7 @@ async fn write_all(
             return Ok(drained);
         }
     }
-    if stored || engine.config.export_touch == ExportTouch::Always {
+    if whole {
         drained.files += summaries(engine, exporter, setup, connection, &layout).await?;
     }
     Ok(drained)
@@ -287,11 +295,17 @@ async fn summaries(
     let summary =
         export::render_summary(&Summary { totals: &totals, distance_m, dates, by_type, last_sync }).map_err(bad)?;
     let last = export::render_last_sync(&LastSync { synced_at: last_sync, streams: &streams }).map_err(bad)?;
-    let files = vec![
-        (layout.path(spec.name, "", "summary.json").map_err(bad)?, summary),
-        (layout.path(spec.name, "", "last_sync.json").map_err(bad)?, last),
-    ];
+    let paths = (layout.path(spec.name, "", "summary.json"), layout.path(spec.name, "", "last_sync.json"));
+    let (summary_path, last_path) = (paths.0.map_err(bad)?, paths.1.map_err(bad)?);
     let folder = exporter.folder.clone();
-    let written = blocking(move || folder.write_batch(&files).map_err(bad)).await?;
-    Ok(written.written as u64)
+    let written = blocking(move || {
+        // Windows move with every sync: without news neither file is touched.
+        if folder.has(&summary_path, Some(&summary)) && folder.has(&last_path, None) {
+            return Ok(0);
+        }
+        let written = folder.write_batch(&[(last_path, last), (summary_path, summary)]).map_err(bad)?;
+        Ok(written.written as u64)
+    })
+    .await?;
+    Ok(written)
 }
