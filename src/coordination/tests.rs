@@ -19,6 +19,16 @@ fn redis_url() -> String {
     std::env::var("TEST_REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1:6379".to_owned())
 }
 
+/// The same server by another address; user and password stay.
+fn through_url(address: impl std::fmt::Display) -> String {
+    let mut url = url::Url::parse(&redis_url()).unwrap();
+    let address = address.to_string();
+    let (host, port) = address.rsplit_once(':').unwrap();
+    url.set_host(Some(host)).unwrap();
+    url.set_port(port.parse().ok()).unwrap();
+    url.to_string()
+}
+
 fn both() -> [Store; 2] {
     let prefix = format!("wearsync-test-{}", uuid::Uuid::new_v4());
     let shared = Shared::new(&redis_url(), &prefix).unwrap();
@@ -244,7 +254,8 @@ struct Cable {
 async fn cable(address: &str, answers: bool) -> Cable {
     let listener = tokio::net::TcpListener::bind(address).await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let target = redis_url().trim_start_matches("redis://").split('/').next().unwrap().to_owned();
+    let url = url::Url::parse(&redis_url()).unwrap();
+    let target = format!("{}:{}", url.host_str().unwrap(), url.port().unwrap_or(6379));
     let tasks = tokio::spawn(async move {
         let mut connections = tokio::task::JoinSet::new();
         loop {
@@ -267,7 +278,7 @@ async fn cable(address: &str, answers: bool) -> Cable {
 async fn a_dead_redis_is_an_error_in_seconds_and_comes_back_by_itself() {
     let [_, store] = both();
     let through = cable("127.0.0.1:0", true).await;
-    let c = Coordination::Redis(Shared::new(&format!("redis://{}", through.address), &store.prefix).unwrap());
+    let c = Coordination::Redis(Shared::new(&through_url(through.address), &store.prefix).unwrap());
     c.ping().await.unwrap();
     let waiting = c.ready_notify();
     timeout(Duration::from_secs(5), waiting.notified()).await.unwrap();
@@ -310,7 +321,7 @@ async fn a_dead_redis_is_an_error_in_seconds_and_comes_back_by_itself() {
 async fn a_cut_connection_is_not_noticed() {
     let [_, store] = both();
     let mut through = cable("127.0.0.1:0", true).await;
-    let c = Coordination::Redis(Shared::new(&format!("redis://{}", through.address), &store.prefix).unwrap());
+    let c = Coordination::Redis(Shared::new(&through_url(through.address), &store.prefix).unwrap());
     for n in 0..5 {
         c.push(id(n), Class::Interactive, 0).await.unwrap();
         // As a restart does: every connection ends, new ones are taken.

@@ -172,6 +172,8 @@ impl Db {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(Duration::from_secs(5))
+            // A page of streams is about a megabyte: with the default of four a checkpoint comes after every few pages.
+            .pragma("wal_autocheckpoint", "4000")
             .pragma("temp_store", "memory");
         let write = SqlitePoolOptions::new()
             .max_connections(1)
