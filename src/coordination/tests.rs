@@ -278,7 +278,7 @@ async fn cable(address: &str, answers: bool) -> Cable {
 async fn a_dead_redis_is_an_error_in_seconds_and_comes_back_by_itself() {
     let [_, store] = both();
     let through = cable("127.0.0.1:0", true).await;
-    let c = Coordination::Redis(Shared::new(&through_url(through.address), &store.prefix).unwrap());
+    let c = Coordination::Redis(Shared::new(&through_url(&through.address), &store.prefix).unwrap());
     c.ping().await.unwrap();
     let waiting = c.ready_notify();
     timeout(Duration::from_secs(5), waiting.notified()).await.unwrap();
@@ -321,7 +321,7 @@ async fn a_dead_redis_is_an_error_in_seconds_and_comes_back_by_itself() {
 async fn a_cut_connection_is_not_noticed() {
     let [_, store] = both();
     let mut through = cable("127.0.0.1:0", true).await;
-    let c = Coordination::Redis(Shared::new(&through_url(through.address), &store.prefix).unwrap());
+    let c = Coordination::Redis(Shared::new(&through_url(&through.address), &store.prefix).unwrap());
     for n in 0..5 {
         c.push(id(n), Class::Interactive, 0).await.unwrap();
         // As a restart does: every connection ends, new ones are taken.
