@@ -66,6 +66,14 @@ impl App {
         // The vault makes the state folder, private to its owner.
         let vault = Vault::from_config(&config).context("the secret key cannot be used")?;
         let folder_lock = if distributed || !wants_work { None } else { lock_folder(&state)? };
+        let needs_work = matches!(role, Role::Worker { .. } | Role::Server { worker: true });
+        if needs_work && !distributed && folder_lock.is_none() {
+            // Before the database is touched: the other one may be making it.
+            bail!(
+                "another wearsync process works on {} already: end it first, or start this one with `serve --no-worker`",
+                state.display()
+            );
+        }
         let db = open_database(&config).await?;
         let mut database_lock = None;
         let works = match &config.database {
@@ -86,11 +94,8 @@ impl App {
                 }
             }
         };
-        if matches!(role, Role::Worker { .. } | Role::Server { worker: true }) && !works {
-            bail!(
-                "another wearsync process works on {} already: end it first, or start this one with `serve --no-worker`",
-                state.display()
-            );
+        if needs_work && !works {
+            bail!("another wearsync process works on this database already: end it first, or use `serve --no-worker`");
         }
         let shared = match &config.redis_url {
             Some(url) if distributed => Coordination::redis(url, &config.redis_prefix)?,

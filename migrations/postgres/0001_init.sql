@@ -25,7 +25,8 @@ create table api_keys (
     last_used_at timestamptz
 );
 
--- One grant, one refresher: the lease is refresh_owner/refresh_until; token_version only grows.
+-- One grant, one refresher: the lease is refresh_owner/refresh_until; token_version only grows. Access tokens of a version
+-- up to grant_version belong to an earlier grant.
 create table accounts (
     id uuid primary key,
     provider text not null,
@@ -35,6 +36,7 @@ create table accounts (
     reason text,
     refresh_token bytea,
     token_version bigint not null default 0,
+    grant_version bigint not null default 0,
     refresh_owner text,
     refresh_until timestamptz,
     refusals bigint not null default 0,
@@ -223,6 +225,7 @@ alter table parts alter column body set storage external;
 create unique index parts_current on parts (connection_id, kind, external_id, part) where superseded_at is null;
 create index parts_wanted on parts (connection_id, order_at desc) where state = 'wanted' and superseded_at is null;
 create index parts_export on parts (connection_id) where export_due;
+create index parts_failed on parts (connection_id) where state = 'failed' and superseded_at is null;
 
 create table series_types (
     id bigint primary key,
@@ -355,6 +358,12 @@ create table quota_windows (
     resets_at_ms bigint not null,
     updated_at timestamptz not null,
     primary key (quota_key, name)
+);
+
+-- Folders of erased users, until the process that owns the export folder has removed them.
+create table erased_folders (
+    path text primary key,
+    erased_at timestamptz not null
 );
 
 create table export_leases (

@@ -25,7 +25,8 @@ create table api_keys (
     last_used_at text
 ) strict;
 
--- One grant, one refresher: the lease is refresh_owner/refresh_until; token_version only grows.
+-- One grant, one refresher: the lease is refresh_owner/refresh_until; token_version only grows. Access tokens of a version
+-- up to grant_version belong to an earlier grant.
 create table accounts (
     id blob primary key,
     provider text not null,
@@ -35,6 +36,7 @@ create table accounts (
     reason text,
     refresh_token blob,
     token_version integer not null default 0,
+    grant_version integer not null default 0,
     refresh_owner text,
     refresh_until text,
     refusals integer not null default 0,
@@ -222,6 +224,7 @@ create table parts (
 create unique index parts_current on parts (connection_id, kind, external_id, part) where superseded_at is null;
 create index parts_wanted on parts (connection_id, order_at desc) where state = 'wanted' and superseded_at is null;
 create index parts_export on parts (connection_id) where export_due;
+create index parts_failed on parts (connection_id) where state = 'failed' and superseded_at is null;
 
 create table series_types (
     id integer primary key,
@@ -352,6 +355,12 @@ create table quota_windows (
     resets_at_ms integer not null,
     updated_at text not null,
     primary key (quota_key, name)
+) strict;
+
+-- Folders of erased users, until the process that owns the export folder has removed them.
+create table erased_folders (
+    path text primary key,
+    erased_at text not null
 ) strict;
 
 create table export_leases (

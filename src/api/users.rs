@@ -324,6 +324,6 @@ pub(super) async fn delete_user(
     State(app): State<Arc<App>>,
     IdPath(id): IdPath,
 ) -> Result<Json<UserRead>, Error> {
-    let user = app.state.engine.db.delete_user(UserId(id)).await?.ok_or_else(|| missing("User", id))?;
+    let user = crate::sync::erase_user(&app.state.engine, UserId(id)).await?.ok_or_else(|| missing("User", id))?;
     Ok(Json(user.into()))
 }

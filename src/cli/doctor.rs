@@ -276,7 +276,17 @@ async fn check_connection(checks: &mut Checks, engine: &Engine, setup: &Provider
                             | crate::providers::FetchError::Unauthorized { .. })
                     )
                 });
-                let grade = if missing { Grade::Reauthorize } else { Grade::Broken };
+                // A spent quota is the usual state of a long first sync.
+                let waits = probe
+                    .streams
+                    .iter()
+                    .filter_map(|(_, read)| read.as_ref().err())
+                    .all(|error| matches!(error, crate::providers::FetchError::Quota { .. }));
+                let grade = match (missing, waits) {
+                    (true, _) => Grade::Reauthorize,
+                    (_, true) => Grade::Warning,
+                    _ => Grade::Broken,
+                };
                 checks.add(grade, &name, format!("token refreshed, but {}", failed.join("; ")));
             }
         }

@@ -24,15 +24,18 @@ pub(crate) async fn run(session: &Session, arguments: Gaps) -> Outcome {
     let user = arguments.whose.named(&engine.db).await?.map(|user| user.id);
     let gaps = sync::list_gaps(engine, user).await?;
     let mut wanted = Vec::new();
+    let mut active = false;
     for view in engine.db.list_connections(user).await? {
         let (number, _) = engine.db.count_wanted(view.connection.id, engine.clock.now()).await?;
-        if number > 0 && view.connection.status == "active" {
-            wanted.push((view.connection, number.unsigned_abs()));
+        let failed = engine.db.count_failed(view.connection.id).await?;
+        active |= view.connection.status == "active";
+        if number + failed > 0 && view.connection.status == "active" {
+            wanted.push((view.connection, number.unsigned_abs(), failed.unsigned_abs()));
         }
     }
     app.close().await;
-    let parts = wanted.iter().map(|(connection, number)| {
-        json!({ "connection_id": connection.id, "provider": connection.provider, "count": number })
+    let parts = wanted.iter().map(|(connection, number, failed)| {
+        json!({ "connection_id": connection.id, "provider": connection.provider, "count": number, "failed": failed })
     });
     let answer = json!({
         "gaps": gaps.iter().map(gap_json).collect::<Vec<_>>(),
@@ -40,13 +43,22 @@ pub(crate) async fn run(session: &Session, arguments: Gaps) -> Outcome {
     });
     session.out.show(&answer, || {
         let rows: Vec<Vec<String>> = gaps.iter().map(gap_row).collect();
-        table(&["PROVIDER", "STREAM", "FROM", "TO", "STATE"], &rows, "no gaps: everything is covered")
+        let none = match (active, wanted.is_empty()) {
+            (false, _) => "there is no active connection: nothing is covered, and nothing is missing",
+            (true, true) => "no gaps: everything is covered",
+            (true, false) => "every list is covered",
+        };
+        table(&["PROVIDER", "STREAM", "FROM", "TO", "STATE"], &rows, none)
     })?;
-    for (connection, number) in &wanted {
+    for (connection, number, failed) in &wanted {
         let parts = count(*number, "answer");
         remark(&format!("{}: {parts} about known records still to fetch; the next syncs do", connection.provider));
+        if *failed > 0 {
+            let parts = count(*failed, "answer");
+            remark(&format!("{}: {parts} could not be had; a sync after some hours asks again", connection.provider));
+        }
     }
-    Ok(if gaps.is_empty() { Exit::Done } else { Exit::Stale })
+    Ok(if gaps.is_empty() && wanted.is_empty() { Exit::Done } else { Exit::Stale })
 }
 
 fn gap_row(gap: &Gap) -> Vec<String> {

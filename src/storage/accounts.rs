@@ -23,6 +23,8 @@ pub struct Account {
     pub refresh_token: Option<Vec<u8>>,
     /// Grows with every new token.
     pub token_version: i64,
+    /// Access tokens up to this version belong to an earlier grant.
+    pub grant_version: i64,
     /// Who refreshes right now, died doing it, or got no answer.
     pub refresh_owner: Option<String>,
     /// Until when it is theirs.
@@ -74,7 +76,7 @@ pub enum RefreshFailure<'a> {
 }
 
 const COLUMNS: &str = "id, provider, client_id, provider_user_id, status, reason, refresh_token, token_version,
-    refresh_owner, refresh_until, refusals, refused_since, imported_hash";
+    grant_version, refresh_owner, refresh_until, refusals, refused_since, imported_hash";
 
 impl Db {
     /// An account by id.
@@ -115,12 +117,38 @@ impl Db {
     /// # Errors
     /// When the database fails.
     pub async fn store_grant(&self, id: AccountId, sealed: Vec<u8>, now: DateTime<Utc>) -> Result<()> {
-        let sql = "update accounts set refresh_token = $2, token_version = token_version + 1, status = 'active',
+        let sql = "update accounts set refresh_token = $2, token_version = token_version + 1, grant_version = token_version + 1, status = 'active',
                 reason = null, refusals = 0, refused_since = null, refresh_owner = null, refresh_until = null,
                 updated_at = $3
             where id = $1";
         accept!(self, c => {
             sqlx::query(sql).bind(id).bind(sealed).bind(now).execute(&mut *c).await?;
+            Ok(())
+        })
+    }
+
+    /// Notes which token a person last pasted, so that it is taken in once.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn note_imported(&self, id: AccountId, imported_hash: Vec<u8>) -> Result<()> {
+        accept!(self, c => {
+            sqlx::query("update accounts set imported_hash = $2 where id = $1").bind(id).bind(imported_hash)
+                .execute(&mut *c).await?;
+            Ok(())
+        })
+    }
+
+    /// Takes a grant away again: it turned out to be another person's.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn drop_grant(&self, id: AccountId, why: &'static str, now: DateTime<Utc>) -> Result<()> {
+        let sql = "update accounts set refresh_token = null, token_version = token_version + 1, status = 'reauth',
+                reason = $2, updated_at = $3
+            where id = $1";
+        accept!(self, c => {
+            sqlx::query(sql).bind(id).bind(why).bind(now).execute(&mut *c).await?;
             Ok(())
         })
     }

@@ -64,6 +64,26 @@ impl Db {
         Ok(read!(self, p => sqlx::query_as(sql).bind(connection).bind(now).fetch_one(p).await?))
     }
 
+    /// Asks again for parts that were given up and are due.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn want_failed_again(&self, connection: ConnectionId, now: DateTime<Utc>) -> Result<u64> {
+        let sql = "update parts set state = 'wanted', attempts = 0
+            where connection_id = $1 and state = 'failed' and superseded_at is null and due_at <= $2";
+        Ok(write!(self, p => sqlx::query(sql).bind(connection).bind(now).execute(p).await?.rows_affected()))
+    }
+
+    /// How many parts were given up.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn count_failed(&self, connection: ConnectionId) -> Result<i64> {
+        let sql = "select count(*) from parts where connection_id = $1 and state = 'failed' and superseded_at is null";
+        let (count,): (i64,) = read!(self, p => sqlx::query_as(sql).bind(connection).fetch_one(p).await?);
+        Ok(count)
+    }
+
     /// The bodies of stored parts, as kept (zstd).
     ///
     /// # Errors

@@ -146,11 +146,33 @@ impl Db {
             .await?))
     }
 
-    /// Erases a user with everything under it. Work in flight finds its connection gone and writes nothing.
+    /// Folders of erased users that are still there.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn delete_user(&self, id: UserId) -> Result<Option<User>> {
+    pub async fn list_erased_folders(&self) -> Result<Vec<String>> {
+        let rows: Vec<(String,)> =
+            read!(self, p => sqlx::query_as("select path from erased_folders order by path").fetch_all(p).await?);
+        Ok(rows.into_iter().map(|(path,)| path).collect())
+    }
+
+    /// A folder of an erased user is gone.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn forget_erased_folder(&self, path: &str) -> Result<()> {
+        let path = path.to_owned();
+        accept!(self, c => {
+            sqlx::query("delete from erased_folders where path = $1").bind(path).execute(&mut *c).await?;
+            Ok(())
+        })
+    }
+
+    /// Erases a user with everything under it, and notes its folders for whoever owns the files. Work in flight finds its connection gone and writes nothing.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn delete_user(&self, id: UserId, folders: &[String], now: DateTime<Utc>) -> Result<Option<User>> {
         let found = self.find_user(id).await?;
         if found.is_none() {
             return Ok(None);
@@ -159,6 +181,10 @@ impl Db {
             // Records and chunks name the data source and the connection: the connection's cascade goes first, so that
             // the sources' cascade finds nothing left to do.
             sqlx::query("delete from connections where user_id = $1").bind(id).execute(&mut *t).await?;
+            for folder in folders {
+                sqlx::query("insert into erased_folders (path, erased_at) values ($1, $2) on conflict (path) do nothing")
+                    .bind(folder.as_str()).bind(now).execute(&mut *t).await?;
+            }
             sqlx::query("delete from users where id = $1").bind(id).execute(&mut *t).await?;
             sqlx::query("delete from accounts where not exists
                     (select 1 from connections c where c.account_id = accounts.id)")

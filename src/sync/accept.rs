@@ -137,6 +137,18 @@ pub async fn connect_with_grant(
     let app = app(setup)?;
     let now = engine.now();
     let id = AccountId::new();
+    if provider_user_id.is_none()
+        && let Some(known) = account_of(engine, user, spec.name.0, &app.client_id).await?
+    {
+        // A pasted token does not say whose it is. Who has a connection most likely gives it a new grant: records and
+        // windows stay. The first profile that is read with it tells if it is another person's after all.
+        let sealed = engine.vault.seal(&token_aad("refresh", known), refresh_token);
+        engine.db.store_grant(known, sealed, now).await?;
+        if let Some(hash) = imported_hash {
+            engine.db.note_imported(known, hash).await?;
+        }
+        return Ok(engine.db.connect(user, known, spec.name.0, now).await?);
+    }
     let account = engine
         .db
         .upsert_account(
@@ -153,6 +165,19 @@ pub async fn connect_with_grant(
     let sealed = engine.vault.seal(&token_aad("refresh", account.id), refresh_token);
     engine.db.store_grant(account.id, sealed, now).await?;
     Ok(engine.db.connect(user, account.id, spec.name.0, now).await?)
+}
+
+/// The account that a user's connection to a provider reads with, if it is one of this application.
+async fn account_of(
+    engine: &Engine,
+    user: UserId,
+    provider: &str,
+    client_id: &str,
+) -> Result<Option<AccountId>, Error> {
+    let connections = engine.db.list_connections(Some(user)).await?;
+    let Some(view) = connections.iter().find(|view| view.connection.provider == provider) else { return Ok(None) };
+    let account = engine.db.find_account(view.connection.account_id).await?;
+    Ok(account.filter(|account| account.client_id == client_id).map(|account| account.id))
 }
 
 /// Our application at a provider.

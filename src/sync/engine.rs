@@ -14,13 +14,16 @@ use super::prepare::{self, Input, Prepared};
 use super::tokens::TokenFailure;
 use super::{Engine, Error, ProviderSetup, failpoint, plan, project, rebuild};
 use crate::model::{
-    BEGINNING_MS, Class, Kind, PartName, PartState, Progress, Purpose, RunReport, SyncRequest, Wanted, Window,
+    AccountId, BEGINNING_MS, Class, Kind, PartName, PartState, Progress, Purpose, RunReport, SyncRequest, Wanted,
+    Window,
 };
 use crate::providers::{
     AccessToken, Api, Axis, Deletes, FetchError, FetchedPage, FetchedPart, Item, Next, PRESENCE, PageRequest,
     StreamSpec,
 };
-use crate::storage::{self, Boundary, Claim, PageWrite, PartFix, WantedPart, WantedWrite, WindowMove};
+use crate::storage::{
+    self, Account, Boundary, Claim, NewAccount, PageWrite, PartFix, WantedPart, WantedWrite, WindowMove,
+};
 use crate::telemetry;
 
 /// Tries of one call before its stream (or part) is given up.
@@ -34,6 +37,8 @@ const STALE_TRIES: usize = 10;
 const UNAUTHORIZED_TRIES: u32 = 3;
 /// Parts looked up at a time; each is fetched and committed on its own.
 const PART_BATCH: i64 = 100;
+/// After this time a part that was given up is asked for again, by the next run.
+const GIVEN_UP: Duration = Duration::from_secs(6 * 3600);
 /// Parts in a row that fail for want of a connection before the run is put back.
 const PART_FAILURES: u32 = 3;
 
@@ -180,6 +185,9 @@ impl<'a> Work<'a> {
 
     /// Reads everything that was asked for, newest first, and writes its files.
     pub(crate) async fn run(&mut self) -> Result<(), Stop> {
+        // A person may have given a new grant: no process may use what is left of the one before.
+        let account = self.engine.db.find_account(self.claim.account_id).await?;
+        self.refused = account.map_or(0, |account| account.grant_version);
         let result = self.read_all().await;
         self.report.calls = self.calls_before + self.gate.calls();
         self.gate.snapshot(true).await;
@@ -195,6 +203,10 @@ impl<'a> Work<'a> {
     }
 
     async fn read_all(&mut self) -> Result<(), Stop> {
+        if self.report.streams.is_empty() {
+            // A new run: what was given up some time ago is worth another try.
+            self.engine.db.want_failed_again(self.claim.fence.connection, self.engine.now()).await?;
+        }
         if self.request.rebuild {
             let done = rebuild::records(self.engine, self.setup, self.claim).await?;
             self.report.rebuilt = Some(done);
@@ -502,10 +514,13 @@ impl<'a> Work<'a> {
     async fn name_account(&mut self, provider_user_id: &str) -> Result<(), Stop> {
         let engine = self.engine;
         let id = self.claim.account_id;
-        let account = engine.db.find_account(id).await?;
-        let Some(account) = account.filter(|account| account.provider_user_id.starts_with("pending:")) else {
+        let Some(account) = engine.db.find_account(id).await? else { return Ok(()) };
+        if account.provider_user_id == provider_user_id {
             return Ok(());
-        };
+        }
+        if !account.provider_user_id.starts_with("pending:") {
+            return self.part_accounts(&account, provider_user_id).await;
+        }
         if engine.db.name_account(id, provider_user_id, engine.now()).await? {
             return Ok(());
         }
@@ -513,6 +528,28 @@ impl<'a> Work<'a> {
         let into = engine.db.move_account(id, provider_user_id, engine.now()).await?;
         engine.adopt_grant(&account, into).await?;
         Err(Stop::Retry { detail: "the grant joined the person's account".to_owned(), after: Some(Duration::ZERO) })
+    }
+
+    /// The grant of a known account turns out to be another person's: that person gets an account, and the user a new
+    /// connection to it. What the old connection has read stays with it.
+    async fn part_accounts(&mut self, account: &Account, provider_user_id: &str) -> Result<(), Stop> {
+        let engine = self.engine;
+        let now = engine.now();
+        let new = NewAccount {
+            id: AccountId::new(),
+            provider: account.provider.clone(),
+            client_id: account.client_id.clone(),
+            provider_user_id: provider_user_id.to_owned(),
+            imported_hash: account.imported_hash.clone(),
+        };
+        let into = engine.db.upsert_account(new, now).await?;
+        engine.adopt_grant(account, into.id).await?;
+        engine.db.drop_grant(account.id, "a token of another person was given for it", now).await?;
+        engine.db.connect(self.claim.run.user_id, into.id, &account.provider, now).await?;
+        Err(Stop::Fatal(format!(
+            "the token belongs to another account of {}: it has a connection of its own now; sync again",
+            self.setup.spec().title
+        )))
     }
 
     fn count(&mut self, done: &Prepared, unreadable: Vec<String>) {
@@ -688,11 +725,12 @@ impl<'a> Work<'a> {
     /// Commits what became of a part that brought no body.
     async fn fix(&mut self, wanted: &WantedPart, state: PartState, error: String) -> Result<(), Stop> {
         let attempts = if state == PartState::None { 0 } else { wanted.attempts + 1 };
+        let wait = if state == PartState::Failed { GIVEN_UP } else { backoff(wanted.attempts) };
         let fix = PartFix {
             id: wanted.id,
             state,
             attempts,
-            due_at: self.engine.after(backoff(wanted.attempts)),
+            due_at: self.engine.after(wait),
             last_error: (!error.is_empty()).then(|| error.chars().take(500).collect()),
         };
         let kind = Kind::parse(&wanted.kind).unwrap_or(Kind::Workout);

@@ -137,12 +137,18 @@ async fn settle(
                 }
             }
             let failed = failed_streams(&report);
+            let given_up: u64 = report.parts.values().map(|part| part.failed).sum();
             let state = match failed.len() {
-                0 => RunState::Success,
-                n if n == report.streams.len() => RunState::Failed,
+                0 if given_up == 0 => RunState::Success,
+                n if n > 0 && n == report.streams.len() => RunState::Failed,
                 _ => RunState::Partial,
             };
-            let reason = failed.iter().map(|(name, error)| format!("{name}: {error}")).collect::<Vec<_>>().join("; ");
+            let mut reasons: Vec<String> = failed.iter().map(|(name, error)| format!("{name}: {error}")).collect();
+            if given_up > 0 {
+                reasons
+                    .push(format!("{given_up} answers about single records could not be had; a later sync asks again"));
+            }
+            let reason = reasons.join("; ");
             (last(state, (!reason.is_empty()).then_some(reason), &report), None)
         }
         Err(Stop::Fenced) => return Ok(Executed::Lost),

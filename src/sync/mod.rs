@@ -30,7 +30,7 @@ pub use execute::{Executed, execute, run_inline, sweep};
 pub use gaps::list_gaps;
 pub use import::{NewGrant, connect, import_plain_settings};
 pub use probe::{Probe, probe};
-pub use project::{Exporter, drain};
+pub use project::{Exporter, drain, erase_user, remove_erased};
 pub use rebuild::rebuild;
 pub use tokens::{TokenFailure, TokenStore};
 

@@ -14,7 +14,7 @@ use super::{Engine, Error, ProviderSetup, failpoint};
 use crate::calculated;
 use crate::config::ExportTouch;
 use crate::export::{self, DeletedFile, EntityFile, Folder, LastSync, Layout, RelPath, Summary};
-use crate::model::{ConnectionId, Details, Kind, RecordId, WindowState};
+use crate::model::{ConnectionId, Details, Kind, RecordId, UserId, WindowState};
 use crate::providers::{Axis, FileRule, PartBody, Provider};
 use crate::storage::{Connection, ExportPart, ExportRecord, User, UserFilter};
 use crate::telemetry;
@@ -66,6 +66,8 @@ pub(crate) async fn drain_files(engine: &Engine, connection: ConnectionId) -> Re
 
 async fn drain_as(engine: &Engine, connection: ConnectionId, whole: bool) -> Result<Drained, Error> {
     let Some(exporter) = &engine.exporter else { return Ok(Drained::default()) };
+    // Before anything is written: the next user's files may stand where an erased one's stood.
+    remove_erased(engine).await?;
     let Some(connection) = engine.db.find_connection(connection).await? else { return Ok(Drained::default()) };
     let Some(setup) = engine.provider(&connection.provider) else { return Ok(Drained::default()) };
     // One exporter per user: two would write the same files, harmlessly, but for nothing.
@@ -76,6 +78,36 @@ async fn drain_as(engine: &Engine, connection: ConnectionId, whole: bool) -> Res
     }
     engine.db.release_export_lease(connection.user_id, epoch, engine.now()).await?;
     result
+}
+
+/// Erases a user: rows at once, files by the process that owns them (this one, or at the latest with its next sweep).
+///
+/// # Errors
+/// When the database or the folder fails.
+pub async fn erase_user(engine: &Engine, user: UserId) -> Result<Option<User>, Error> {
+    let Some(found) = engine.db.find_user(user).await? else { return Ok(None) };
+    let mut folders = vec![export::user_folder(found.external_user_id.as_deref(), found.id)];
+    if engine.db.count_users().await? == 1 {
+        folders.extend(engine.providers.keys().map(|name| (*name).to_owned()));
+    }
+    let erased = engine.db.delete_user(user, &folders, engine.now()).await?;
+    remove_erased(engine).await?;
+    Ok(erased)
+}
+
+/// Removes the folders of erased users, where this process owns the files.
+///
+/// # Errors
+/// When the database or the folder fails.
+pub async fn remove_erased(engine: &Engine) -> Result<(), Error> {
+    let Some(exporter) = &engine.exporter else { return Ok(()) };
+    for path in engine.db.list_erased_folders().await? {
+        let folder = exporter.folder.clone();
+        let place = RelPath::new(path.clone()).map_err(bad)?;
+        blocking(move || folder.remove_tree(&place).map_err(bad)).await?;
+        engine.db.forget_erased_folder(&path).await?;
+    }
+    Ok(())
 }
 
 /// Takes or renews the right to write a user's files.

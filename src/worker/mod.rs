@@ -97,6 +97,7 @@ async fn export_others(engine: &Engine) -> Result<(), sync::Error> {
     if engine.exporter.is_none() {
         return Ok(());
     }
+    sync::remove_erased(engine).await?;
     for connection in engine.db.list_export_due().await? {
         sync::drain(engine, connection).await?;
     }

@@ -58,9 +58,9 @@ async fn first_sync(shape: Shape) {
         scene.until_not_parked_next(first).await;
         kill_one(&scene, &commands, &mut processes, &mut rng).await;
         if scene.run(first).await.run_state().is_final() {
-            // Done early: more work, so that the next kills hit something.
+            // Done early: more work, so that the next kills hit something; inside the overlap, or no sync would find it.
             idle += 1;
-            let start = scene.engine.clock.now() - chrono::Duration::hours(idle);
+            let start = scene.engine.clock.now() - chrono::Duration::minutes(idle * 5);
             let start = start.to_rfc3339();
             scene
                 .control("upload", json!({"athlete": 0, "start": start, "manual": false, "private": false, "count": 5}))

@@ -231,7 +231,7 @@ async fn disconnects(shape: Shape) {
         until_slow(&world, &work).await;
         match what {
             "erase" => {
-                db.delete_user(world.user).await.unwrap();
+                db.delete_user(world.user, &[], t0()).await.unwrap();
             }
             "connect again" => connect_again(&world).await,
             _ => {

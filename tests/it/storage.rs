@@ -302,7 +302,7 @@ async fn erase(shape: Shape) {
     let claim = store.claimed().await;
     store.page(&claim.fence).await.unwrap();
     let state = store.db.load_page_state(store.connection, &Default::default()).await.unwrap();
-    assert!(store.db.delete_user(store.user).await.unwrap().is_some());
+    assert!(store.db.delete_user(store.user, &[], t0()).await.unwrap().is_some());
     let page = PageWrite { page_seq: state.page_seq, ..PageWrite::default() };
     let refused = store.db.commit_page(&claim.fence, &page, s(1), s(99)).await;
     assert!(matches!(refused, Err(Error::Fenced)), "{refused:?}");
@@ -312,7 +312,7 @@ async fn erase(shape: Shape) {
     for table in CONTENT.iter().chain(&["users", "accounts", "connections", "windows", "runs"]) {
         assert_eq!(number(&store.db, &format!("select count(*) from {table}")).await, 0, "{table}");
     }
-    assert!(store.db.delete_user(store.user).await.unwrap().is_none());
+    assert!(store.db.delete_user(store.user, &[], t0()).await.unwrap().is_none());
 }
 
 async fn cancel(shape: Shape) {
