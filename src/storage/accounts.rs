@@ -263,15 +263,13 @@ impl Db {
             .execute(&mut *c).await?.rows_affected() > 0))
     }
 
-    /// Digest of the token that was last pasted for a user's connection to a provider.
+    /// Whether this pasted token was taken in already, for whomever.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn find_imported(&self, user: crate::model::UserId, provider: &str) -> Result<Option<Vec<u8>>> {
-        let sql = "select a.imported_hash from connections c join accounts a on a.id = c.account_id
-            where c.user_id = $1 and c.provider = $2 and c.status <> 'replaced'";
-        let row: Option<(Option<Vec<u8>>,)> =
-            read!(self, p => sqlx::query_as(sql).bind(user).bind(provider).fetch_optional(p).await?);
-        Ok(row.and_then(|(hash,)| hash))
+    pub async fn is_imported(&self, provider: &str, hash: &[u8]) -> Result<bool> {
+        let sql = "select exists (select 1 from accounts where provider = $1 and imported_hash = $2)";
+        let (found,): (bool,) = read!(self, p => sqlx::query_as(sql).bind(provider).bind(hash).fetch_one(p).await?);
+        Ok(found)
     }
 }

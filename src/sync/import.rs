@@ -65,6 +65,9 @@ pub async fn import_plain_settings(engine: &Engine) -> Result<Vec<String>, Error
         };
         let hash = Sha256::digest(pasted.expose_secret().as_bytes()).to_vec();
         let name = setup.spec().name.0;
+        if engine.db.is_imported(name, &hash).await? {
+            continue;
+        }
         let users =
             engine.db.list_users(&UserFilter { sort_by: "created_at", limit: 2, ..UserFilter::default() }).await?;
         let user = match users.rows.as_slice() {
@@ -82,10 +85,6 @@ pub async fn import_plain_settings(engine: &Engine) -> Result<Vec<String>, Error
                 continue;
             }
         };
-        let known = engine.db.find_imported(user.id, name).await?;
-        if known.as_deref() == Some(hash.as_slice()) {
-            continue;
-        }
         connect(engine, setup, user.id, &grant, Some(hash)).await?;
         told.push(format!("connected {name} with the token from the settings"));
     }
