@@ -64,6 +64,7 @@ impl App {
         let distributed = matches!(config.database, Database::Postgres(_)) && config.redis_url.is_some();
         let state = config.state_dir();
         // The vault makes the state folder, private to its owner.
+        refuse_lost_key(&config)?;
         let vault = Vault::from_config(&config).context("the secret key cannot be used")?;
         let folder_lock = if distributed || !wants_work { None } else { lock_folder(&state)? };
         let needs_work = matches!(role, Role::Worker { .. } | Role::Server { worker: true });
@@ -180,6 +181,21 @@ pub async fn migrate(config: &Config) -> anyhow::Result<()> {
     let db = open_database(config).await?;
     db.migrate().await?;
     db.close().await;
+    Ok(())
+}
+
+/// A database without its key: a new key would be made in silence, and every stored token be lost.
+fn refuse_lost_key(config: &Config) -> anyhow::Result<()> {
+    let Database::Sqlite(database) = &config.database else { return Ok(()) };
+    let key = config.state_dir().join("secret.key");
+    if config.secret_key.is_none() && database.exists() && !key.exists() {
+        bail!(
+            "the key file {} is gone, and the tokens in {} cannot be read without it: put it back; or set \
+             WEARSYNC_SECRET_KEY to a new key (`openssl rand -base64 32`) and connect the accounts again",
+            key.display(),
+            database.display()
+        );
+    }
     Ok(())
 }
 

@@ -202,7 +202,7 @@ impl Engine {
             Ok(token) => token,
             Err(error) => {
                 self.db.fail_refresh(account.id, version, &self.owner, unspent(lease.interrupted), now).await?;
-                return Err(TokenFailure::Application(format!("the stored token cannot be opened: {error}")));
+                return Err(TokenFailure::Reauthorize(format!("the stored token cannot be opened: {error}")));
             }
         };
         let shares = self.config.share_access_tokens && matches!(self.shared, Coordination::Redis(_));
