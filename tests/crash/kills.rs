@@ -53,10 +53,10 @@ async fn first_sync(shape: Shape) {
     let started = Instant::now();
     let commands = scene.commands();
     let mut processes = scene.start_all();
-    let mut idle: i64 = 0;
+    let (mut idle, mut deaths) = (0_i64, 0);
     for _ in 0..kills {
         scene.until_not_parked_next(first).await;
-        kill_one(&scene, &commands, &mut processes, &mut rng).await;
+        deaths += kill_one(&scene, &commands, &mut processes, &mut rng).await;
         if scene.run(first).await.run_state().is_final() {
             // Done early: more work, so that the next kills hit something; inside the overlap, or no sync would find it.
             idle += 1;
@@ -83,25 +83,29 @@ async fn first_sync(shape: Shape) {
     let extra = repeated + called("athlete").saturating_sub(syncs) + called("list").saturating_sub(lists);
     let refreshes = ledger["tokens"]["refresh_attempts"].as_u64().unwrap_or(0);
     println!(
-        "{shape:?}: {kills} kills in {:.0} s, {} calls beyond the least, {refreshes} refreshes, {syncs} syncs: {}",
+        "{shape:?}: {deaths} kills in {:.0} s, {} calls beyond the least, {refreshes} refreshes, {syncs} syncs: {}",
         started.elapsed().as_secs_f64(),
         extra,
         ledger["calls"],
     );
     assert!(called("streams") > 50, "the simulator was not used: {ledger}");
-    assert!(extra <= kills, "{extra} calls beyond the least after {kills} kills");
-    assert!(refreshes <= kills + commands.len() as u64, "{refreshes} refreshes after {kills} kills");
+    assert!(extra <= deaths, "{extra} calls beyond the least after {deaths} kills");
+    assert!(refreshes <= deaths + commands.len() as u64, "{refreshes} refreshes after {deaths} kills");
     for process in &mut processes {
         process.stop().await;
     }
+    scene.check_projection().await;
 }
 
-/// Kills one process, at a random moment or at a named point, and starts it again.
-async fn kill_one(scene: &Scene, commands: &[Vec<&str>], processes: &mut [Process], rng: &mut StdRng) {
+/// Kills one process, at a random moment or at a named point, and starts it again. Answers how often one died: to be
+/// killed at a point it is started anew.
+async fn kill_one(scene: &Scene, commands: &[Vec<&str>], processes: &mut [Process], rng: &mut StdRng) -> u64 {
+    let mut deaths = 1;
     let at = rng.random_range(0..processes.len());
     if rng.random_range(0..3) == 0 {
         // At a named point; one that is not come by in time is followed by a plain kill.
         let point = format!("{}:{}", POINTS[rng.random_range(0..POINTS.len())], rng.random_range(1..4));
+        deaths += 1;
         processes[at].kill();
         processes[at] = scene.start(&commands[at], &[("WEARSYNC_FAILPOINT", &point)]);
         processes[at].wait_at_most(Duration::from_millis(rng.random_range(500..2500))).await;
@@ -110,6 +114,7 @@ async fn kill_one(scene: &Scene, commands: &[Vec<&str>], processes: &mut [Proces
     }
     processes[at].kill();
     processes[at] = scene.start(&commands[at], &[]);
+    deaths
 }
 
 /// Answers about one thing that were asked for again although they had come.
@@ -140,12 +145,12 @@ async fn two_connections(shape: Shape) {
         runs.push(scene.accept_for(person.connection, &SyncRequest::default()).await);
     }
     let mut processes = scene.start_all();
-    let mut rereads = 0;
+    let (mut rereads, mut deaths) = (0, 0);
     for n in 0..kills {
         for run in &runs {
             scene.until_not_parked_next(*run).await;
         }
-        kill_one(&scene, &commands, &mut processes, &mut rng).await;
+        deaths += kill_one(&scene, &commands, &mut processes, &mut rng).await;
         for (person, run) in scene.people.iter().zip(&mut runs) {
             if n % 5 == 0 || scene.run(*run).await.run_state().is_final() {
                 let since = scene.engine.clock.now() - chrono::Duration::days(rng.random_range(2..200));
@@ -173,15 +178,16 @@ async fn two_connections(shape: Shape) {
     let ledger = scene.ledger().await;
     let (repeated, refreshes) = (repeated(&ledger), ledger["tokens"]["refresh_attempts"].as_u64().unwrap_or(0));
     println!(
-        "{shape:?}, two connections: {kills} kills in {:.0} s, {rereads} rereads, {repeated} answers read twice, {refreshes} \
+        "{shape:?}, two connections: {deaths} kills in {:.0} s, {rereads} rereads, {repeated} answers read twice, {refreshes} \
          refreshes: {}",
         started.elapsed().as_secs_f64(),
         ledger["calls"],
     );
     // One page and one token of each connection is in flight when a process dies.
-    assert!(repeated <= 2 * kills, "{repeated} answers read twice after {kills} kills");
-    assert!(refreshes <= 2 * (kills + commands.len() as u64), "{refreshes} refreshes after {kills} kills");
+    assert!(repeated <= 2 * deaths, "{repeated} answers read twice after {deaths} kills");
+    assert!(refreshes <= 2 * (deaths + commands.len() as u64), "{refreshes} refreshes after {deaths} kills");
     for process in &mut processes {
         process.stop().await;
     }
+    scene.check_projection().await;
 }
