@@ -664,6 +664,28 @@ fn json_numbers<T: serde::Serialize>(numbers: &[T]) -> String {
     String::from_utf8(text).unwrap_or_default()
 }
 
+/// The same for values: whole ones, which most are, without a point. Half the text, and half the time.
+fn json_values(values: &[f64]) -> String {
+    // Every whole number up to here is exact in a double.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    let mut out = Vec::with_capacity(values.len() * 6 + 2);
+    out.push(b'[');
+    for (n, value) in values.iter().enumerate() {
+        if n > 0 {
+            out.push(b',');
+        }
+        let whole = value.fract() == 0.0 && value.abs() < EXACT && (*value != 0.0 || value.is_sign_positive());
+        // Writing into memory does not fail.
+        let _ = if whole {
+            serde_json::to_writer(&mut out, &(*value as i64))
+        } else {
+            serde_json::to_writer(&mut out, value)
+        };
+    }
+    out.push(b']');
+    String::from_utf8(out).unwrap_or_default()
+}
+
 /// Binds the two arrays of a chunk: arrays in Postgres, JSON text in SQLite. Which one a row builder takes is decided
 /// by its own database type.
 trait PushArrays {
@@ -678,6 +700,20 @@ impl PushArrays for sqlx::query_builder::Separated<'_, sqlx::Postgres, &'static 
 
 impl PushArrays for sqlx::query_builder::Separated<'_, sqlx::Sqlite, &'static str> {
     fn push_arrays(&mut self, chunk: &Chunk) {
-        self.push_bind(json_numbers(&chunk.deltas)).push_bind(json_numbers(&chunk.values));
+        self.push_bind(json_numbers(&chunk.deltas)).push_bind(json_values(&chunk.values));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::json_values;
+
+    #[test]
+    fn values_come_back_bit_for_bit() {
+        let values = [98.0, -3.0, 0.0, -0.0, 46.94812, 1e19, 9_007_199_254_740_993.0, 1e-20, f64::MAX, -0.5];
+        let text = json_values(&values);
+        assert!(text.starts_with("[98,-3,0,-0.0,46.94812,"), "{text}");
+        let back: Vec<f64> = serde_json::from_str(&text).unwrap();
+        assert_eq!(back.iter().map(|v| v.to_bits()).collect::<Vec<_>>(), values.map(f64::to_bits));
     }
 }
