@@ -22,7 +22,7 @@ use crate::providers::{
     StreamSpec,
 };
 use crate::storage::{
-    self, Account, Boundary, Claim, NewAccount, PageWrite, PartFix, WantedPart, WantedWrite, WindowMove,
+    self, Account, Boundary, Claim, NewAccount, NewWindow, PageWrite, PartFix, WantedPart, WantedWrite, WindowMove,
 };
 use crate::telemetry;
 
@@ -267,6 +267,12 @@ impl<'a> Work<'a> {
         let open = plan::window_to_open(stream, &self.request, accepted, engine.now(), before, again, &rows);
         let opened = match open {
             Some(new) => {
+                if new.purpose == Purpose::Cover {
+                    for (lo, hi) in plan::unread(stream, &rows, new.lo) {
+                        self.first_sync |= lo == BEGINNING_MS;
+                        engine.db.open_window(fence, NewWindow { lo, hi, ..new }, None).await?;
+                    }
+                }
                 self.report.streams.entry(name.to_owned()).or_default().opened = true;
                 let report = self.report_so_far();
                 Some(engine.db.open_window(fence, new, report.as_deref()).await?)

@@ -54,6 +54,26 @@ pub(crate) fn window_to_open<'a>(
     }
 }
 
+/// Ranges below `until` that no cover window lies over, open or done. A run without bounds reads them too: a range that was
+/// read by `since` before the first sync of everything leaves all that is older to nobody else.
+pub(crate) fn unread(stream: &StreamSpec, windows: &[WindowRow], until: i64) -> Vec<(i64, i64)> {
+    let mut cover: Vec<(i64, i64)> = windows
+        .iter()
+        .filter(|window| window.stream == stream.name.0 && window.purpose == "cover")
+        .map(|window| (window.lo, window.hi))
+        .collect();
+    cover.sort_unstable();
+    let mut out = Vec::new();
+    let mut reached = BEGINNING_MS;
+    for (lo, hi) in cover.into_iter().chain([(until, until)]) {
+        if reached < lo.min(until) {
+            out.push((reached, lo.min(until)));
+        }
+        reached = reached.max(hi);
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,6 +128,15 @@ mod tests {
         let request = SyncRequest::default();
         assert_eq!(window_to_open(strava(), &request, at(101 * DAY - 5), at(102 * DAY), true, false, &windows), None);
         assert!(window_to_open(strava(), &request, at(101 * DAY - 5), at(102 * DAY), false, true, &windows).is_some());
+    }
+
+    #[test]
+    fn what_nobody_has_opened_is_unread() {
+        let none: [WindowRow; 0] = [];
+        assert_eq!(unread(strava(), &none, BEGINNING_MS), []);
+        let windows = [cover(50 * DAY, 60 * DAY, "done"), cover(70 * DAY, 100 * DAY, "open")];
+        assert_eq!(unread(strava(), &windows, 93 * DAY), [(BEGINNING_MS, 50 * DAY), (60 * DAY, 70 * DAY)]);
+        assert_eq!(unread(strava(), &[cover(BEGINNING_MS, 100 * DAY, "open")], 93 * DAY), []);
     }
 
     #[test]

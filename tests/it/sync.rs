@@ -11,6 +11,7 @@ both! {
     first_sync_takes_everything => first_sync;
     second_sync_writes_nothing => second_sync;
     edits_deletes_and_late_uploads_are_found => changes;
+    everything_is_read_after_a_part_of_it_was => part_first;
     connecting_again_keeps_what_is_stored => again;
     a_token_of_another_person_gets_its_own_connection => other_person;
     an_answer_given_up_is_told_and_asked_for_later => given_up;
@@ -133,4 +134,18 @@ async fn erased(shape: Shape) {
     assert!(!tree(&world.place.export_dir()).is_empty());
     wearsync::sync::erase_user(&world.engine, world.user).await.expect("erases").expect("was there");
     assert!(tree(&world.place.export_dir()).is_empty(), "files of an erased user");
+}
+
+/// A range that is read before the first sync of everything must not hide what is older.
+async fn part_first(shape: Shape) {
+    let world = World::new(shape, small()).await;
+    let since = world.clock.now().timestamp_millis() - 20 * 86_400_000;
+    let request = wearsync::model::SyncRequest { since_ms: Some(since), ..Default::default() };
+    let run = world.sync_with(&request).await;
+    assert_eq!(run.run_state(), RunState::Success, "{run:?}");
+    let run = world.sync().await;
+    assert_eq!(run.run_state(), RunState::Success, "{run:?}");
+    world.check().await;
+    let gaps = wearsync::sync::list_gaps(&world.engine, Some(world.user)).await.expect("lists");
+    assert!(gaps.is_empty(), "{gaps:?}");
 }
