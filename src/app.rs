@@ -63,9 +63,6 @@ impl App {
         let wants_work = !matches!(role, Role::Server { worker: false });
         let distributed = matches!(config.database, Database::Postgres(_)) && config.redis_url.is_some();
         let state = config.state_dir();
-        // The vault makes the state folder, private to its owner.
-        refuse_lost_key(&config)?;
-        let vault = Vault::from_config(&config).context("the secret key cannot be used")?;
         let folder_lock = if distributed || !wants_work { None } else { lock_folder(&state)? };
         let needs_work = matches!(role, Role::Worker { .. } | Role::Server { worker: true });
         if needs_work && !distributed && folder_lock.is_none() {
@@ -95,6 +92,8 @@ impl App {
                 }
             }
         };
+        refuse_lost_key(&config, &db).await?;
+        let vault = Vault::from_config(&config).context("the secret key cannot be used")?;
         if needs_work && !works {
             bail!("another wearsync process works on this database already: end it first, or use `serve --no-worker`");
         }
@@ -175,25 +174,20 @@ impl App {
 /// # Errors
 /// When it cannot be reached, or a migration fails.
 pub async fn migrate(config: &Config) -> anyhow::Result<()> {
-    if matches!(config.database, Database::Sqlite(_)) {
-        Vault::from_config(config).context("the secret key cannot be used")?;
-    }
     let db = open_database(config).await?;
     db.migrate().await?;
     db.close().await;
     Ok(())
 }
 
-/// A database without its key: a new key would be made in silence, and every stored token be lost.
-fn refuse_lost_key(config: &Config) -> anyhow::Result<()> {
-    let Database::Sqlite(database) = &config.database else { return Ok(()) };
+/// Tokens without their key: a new one would be made in silence, and every stored token be lost.
+async fn refuse_lost_key(config: &Config, db: &Db) -> anyhow::Result<()> {
     let key = config.state_dir().join("secret.key");
-    if config.secret_key.is_none() && database.exists() && !key.exists() {
+    if config.secret_key.is_none() && !key.exists() && db.has_sealed_tokens().await? {
         bail!(
-            "the key file {} is gone, and the tokens in {} cannot be read without it: put it back; or set \
+            "the key file {} is gone, and the stored tokens cannot be read without it: put it back; or set \
              WEARSYNC_SECRET_KEY to a new key (`openssl rand -base64 32`) and connect the accounts again",
-            key.display(),
-            database.display()
+            key.display()
         );
     }
     Ok(())

@@ -263,6 +263,16 @@ impl Db {
             .execute(&mut *c).await?.rows_affected() > 0))
     }
 
+    /// Whether any token is stored.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn has_sealed_tokens(&self) -> Result<bool> {
+        let sql = "select exists (select 1 from accounts where refresh_token is not null)";
+        let (found,): (bool,) = read!(self, p => sqlx::query_as(sql).fetch_one(p).await?);
+        Ok(found)
+    }
+
     /// Whether this pasted token was taken in already, for whomever.
     ///
     /// # Errors
