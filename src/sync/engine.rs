@@ -198,7 +198,11 @@ impl<'a> Work<'a> {
                 self.project().await?;
                 Err(stop)
             }
-            Err(stop) => Err(stop),
+            Err(stop) => {
+                // Whoever takes the run next may write the same files: the right to is given back first.
+                self.join_beside().await;
+                Err(stop)
+            }
         }
     }
 
