@@ -272,7 +272,11 @@ fn remove_leftovers(folder: &Path) -> Result<(), FolderError> {
         if kind.is_dir() && !name.starts_with('.') {
             remove_leftovers(&path)?;
         } else if kind.is_file() && is_temp(name) {
-            fs::remove_file(&path).map_err(io_error("remove", &path))?;
+            match fs::remove_file(&path) {
+                // Whoever made it was faster: it has its name by now.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                result => result.map_err(io_error("remove", &path))?,
+            }
         }
     }
     Ok(())

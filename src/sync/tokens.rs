@@ -27,7 +27,7 @@ const SPARE_SECONDS: i64 = 30;
 const POLL: Duration = Duration::from_millis(50);
 
 /// A token that another process has just stored is on its way to the shared cache for at most this long.
-const ON_ITS_WAY: chrono::Duration = chrono::Duration::seconds(2);
+const ON_ITS_WAY: chrono::Duration = chrono::Duration::seconds(5);
 
 /// Access tokens in memory.
 #[derive(Debug, Default)]
