@@ -3,7 +3,7 @@ use chrono::{DateTime, Utc};
 use super::db::{read, transaction};
 use super::page::Fence;
 use super::{Db, Error, Result};
-use crate::model::{ConnectionId, Purpose, UserId, Window, WindowId};
+use crate::model::{ConnectionId, Purpose, Window, WindowId};
 
 /// A window as it is kept.
 #[derive(Clone, Debug, PartialEq, sqlx::FromRow)]
@@ -137,27 +137,6 @@ impl Db {
             }
         });
         row.window()
-    }
-
-    /// What is not covered up to `until_ms`, per stream of each active connection of a user.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn list_cover(&self, user: UserId) -> Result<Vec<(ConnectionId, String, WindowRow)>> {
-        #[derive(sqlx::FromRow)]
-        struct Row {
-            connection_id: ConnectionId,
-            provider: String,
-            #[sqlx(flatten)]
-            window: WindowRow,
-        }
-        let sql = "select w.connection_id, c.provider, w.id, w.stream, w.purpose, w.lo, w.hi, w.state, w.position,
-                w.verified_at, w.last_error
-            from windows w join connections c on c.id = w.connection_id
-            where c.user_id = $1 and c.status = 'active' and w.purpose = 'cover'
-            order by w.connection_id, w.stream, w.lo";
-        let rows: Vec<Row> = read!(self, p => sqlx::query_as(sql).bind(user).fetch_all(p).await?);
-        Ok(rows.into_iter().map(|row| (row.connection_id, row.provider, row.window)).collect())
     }
 
     /// Notes why a window does not move.
