@@ -112,7 +112,7 @@ async fn prepare(place: &Place) {
         insert into connections (id, user_id, account_id, provider, status, created_at, updated_at)
             select {id}, {id}, {id}, 'strava', 'active', {now}, {now} from {numbers};"
     );
-    let script = sqlx::raw_sql(sqlx::AssertSqlSafe(script));
+    let script = sqlx::raw_sql(&script);
     match place.shape {
         Shape::Postgres => {
             let mut own = sqlx::PgConnection::connect(&place.database).await.expect("connects");
@@ -324,7 +324,7 @@ async fn grouped_inserts(place: &Place, time: Duration) -> f64 {
         let mut tx = own.begin_with("BEGIN IMMEDIATE").await.expect("begins");
         for _ in 0..64 {
             n += 1;
-            sqlx::query(sqlx::AssertSqlSafe(sql.as_str()))
+            sqlx::query(sql.as_str())
                 .bind(uuid::Uuid::now_v7())
                 .bind(user(n))
                 .bind(0_i64)

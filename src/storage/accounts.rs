@@ -85,7 +85,7 @@ impl Db {
     /// When the database fails.
     pub async fn find_account(&self, id: AccountId) -> Result<Option<Account>> {
         let sql = format!("select {COLUMNS} from accounts where id = $1");
-        Ok(read!(self, p => sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).fetch_optional(p).await?))
+        Ok(read!(self, p => sqlx::query_as(&sql).bind(id).fetch_optional(p).await?))
     }
 
     /// Makes an account without a grant, or finds the one that is this person's already. The grant is stored by
@@ -101,7 +101,7 @@ impl Db {
             set imported_hash = coalesce(excluded.imported_hash, accounts.imported_hash), updated_at = excluded.updated_at
             returning {COLUMNS}"
         );
-        accept!(self, c => Ok(sqlx::query_as(sqlx::AssertSqlSafe(sql))
+        accept!(self, c => Ok(sqlx::query_as(&sql)
             .bind(new.id)
             .bind(new.provider)
             .bind(new.client_id)
@@ -177,7 +177,7 @@ impl Db {
             returning {COLUMNS}"
         );
         let owner = owner.to_owned();
-        let taken: Option<Account> = accept!(self, c => Ok::<_, super::Error>(sqlx::query_as(sqlx::AssertSqlSafe(sql))
+        let taken: Option<Account> = accept!(self, c => Ok::<_, super::Error>(sqlx::query_as(&sql)
             .bind(id)
             .bind(version)
             .bind(owner)

@@ -195,7 +195,7 @@ impl Db {
     /// When the database fails.
     pub async fn find_connection(&self, id: ConnectionId) -> Result<Option<Connection>> {
         let sql = format!("select {COLUMNS} from connections c where c.id = $1");
-        Ok(read!(self, p => sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).fetch_optional(p).await?))
+        Ok(read!(self, p => sqlx::query_as(&sql).bind(id).fetch_optional(p).await?))
     }
 
     /// Connections, newest first; of one user, or of all.
@@ -210,7 +210,7 @@ impl Db {
             if user.is_some() { "and c.user_id = $1" } else { "" }
         );
         Ok(read!(self, p => {
-            let mut query = sqlx::query_as(sqlx::AssertSqlSafe(sql));
+            let mut query = sqlx::query_as(&sql);
             if let Some(user) = user {
                 query = query.bind(user);
             }

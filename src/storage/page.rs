@@ -692,13 +692,13 @@ trait PushArrays {
     fn push_arrays(&mut self, chunk: &Chunk);
 }
 
-impl PushArrays for sqlx::query_builder::Separated<'_, sqlx::Postgres, &'static str> {
+impl PushArrays for sqlx::query_builder::Separated<'_, '_, sqlx::Postgres, &'static str> {
     fn push_arrays(&mut self, chunk: &Chunk) {
         self.push_bind(chunk.deltas.clone()).push_bind(chunk.values.clone());
     }
 }
 
-impl PushArrays for sqlx::query_builder::Separated<'_, sqlx::Sqlite, &'static str> {
+impl PushArrays for sqlx::query_builder::Separated<'_, '_, sqlx::Sqlite, &'static str> {
     fn push_arrays(&mut self, chunk: &Chunk) {
         self.push_bind(json_numbers(&chunk.deltas)).push_bind(json_values(&chunk.values));
     }

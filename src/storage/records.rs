@@ -157,7 +157,7 @@ impl Db {
             of("r.connection_id")
         );
         Ok(read!(self, p => {
-            let mut query = sqlx::query_as(sqlx::AssertSqlSafe(sql));
+            let mut query = sqlx::query_as(&sql);
             if let Some(user) = user {
                 query = query.bind(user);
             }

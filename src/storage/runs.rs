@@ -284,7 +284,7 @@ impl Db {
         );
         let claimed: Result<Option<Row>> = async {
             let owner = owner.to_owned();
-            accept!(self, c => Ok(sqlx::query_as(sqlx::AssertSqlSafe(sql))
+            accept!(self, c => Ok(sqlx::query_as(&sql)
                 .bind(id).bind(owner).bind(now).bind(until)
                 .fetch_optional(&mut *c).await?))
         }
@@ -392,7 +392,7 @@ impl Db {
             returning {COLUMNS}"
         );
         // Final runs stay as they are: the statement writes their own values back.
-        accept!(self, c => Ok(sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).bind(now).fetch_optional(&mut *c).await?))
+        accept!(self, c => Ok(sqlx::query_as(&sql).bind(id).bind(now).fetch_optional(&mut *c).await?))
     }
 
     /// A run by id.
@@ -401,7 +401,7 @@ impl Db {
     /// When the database fails.
     pub async fn find_run(&self, id: RunId) -> Result<Option<Run>> {
         let sql = format!("select {COLUMNS} from runs where id = $1");
-        Ok(read!(self, p => sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).fetch_optional(p).await?))
+        Ok(read!(self, p => sqlx::query_as(&sql).bind(id).fetch_optional(p).await?))
     }
 
     /// Runs, newest first.

@@ -102,7 +102,7 @@ impl Db {
     /// When the database fails.
     pub async fn list_windows(&self, connection: ConnectionId) -> Result<Vec<WindowRow>> {
         let sql = format!("select {COLUMNS} from windows where connection_id = $1 order by stream, hi desc, lo desc");
-        Ok(read!(self, p => sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(connection).fetch_all(p).await?))
+        Ok(read!(self, p => sqlx::query_as(&sql).bind(connection).fetch_all(p).await?))
     }
 
     /// Opens a window for the run behind the fence, and notes in the run's `report` that it did. A cover window that begins at the same place and is still open is

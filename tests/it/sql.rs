@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use serde_json::json;
-use sqlx::{AssertSqlSafe, Column as _, Connection as _, Row as _};
+use sqlx::{Column as _, Connection as _, Row as _};
 use wearsync::clock::Clock;
 use wearsync::model::{RecordId, RunState};
 use wearsync::simulator::Options;
@@ -77,7 +77,7 @@ fn documented() -> BTreeMap<(&'static str, &'static str), &'static str> {
 async fn run_sql(db: &Db, sql: &str) -> Result<(Vec<String>, usize), sqlx::Error> {
     macro_rules! run {
         ($pool:expr) => {{
-            let rows = sqlx::query(AssertSqlSafe(sql)).fetch_all($pool).await?;
+            let rows = sqlx::query(&sql).fetch_all($pool).await?;
             let names = rows.first().map(|row| row.columns().iter().map(|c| c.name().to_owned()).collect());
             Ok((names.unwrap_or_default(), rows.len()))
         }};
@@ -258,7 +258,7 @@ async fn pushed_down(shape: Shape) {
         match &world.engine.db {
             Db::Sqlite(db) => {
                 let plan: Vec<(i64, i64, i64, String)> =
-                    sqlx::query_as(AssertSqlSafe(format!("explain query plan {sql}")))
+                    sqlx::query_as(&format!("explain query plan {sql}"))
                         .fetch_all(db.pool())
                         .await
                         .expect("plans");
@@ -270,7 +270,7 @@ async fn pushed_down(shape: Shape) {
             Db::Postgres(db) => {
                 let sql = format!("explain (analyze, costs off, timing off, format text) {sql}");
                 let plan: Vec<(String,)> =
-                    sqlx::query_as(AssertSqlSafe(sql)).fetch_all(db.pool()).await.expect("plans");
+                    sqlx::query_as(&sql).fetch_all(db.pool()).await.expect("plans");
                 let text = plan.iter().map(|(line,)| line.as_str()).collect::<Vec<_>>().join("\n");
                 // `loops` of the unpacking is the number of chunks that were let through.
                 let line =

@@ -74,7 +74,7 @@ impl Place {
                 let base = needed("TEST_DATABASE_URL");
                 let name = format!("ws_test_{}", uuid::Uuid::now_v7().simple());
                 let mut admin = sqlx::PgConnection::connect(&base).await.expect("TEST_DATABASE_URL answers");
-                sqlx::query(sqlx::AssertSqlSafe(format!("create database {name}")))
+                sqlx::query(&format!("create database {name}"))
                     .execute(&mut admin)
                     .await
                     .expect("may create databases");
@@ -139,7 +139,7 @@ impl Drop for Place {
             runtime.block_on(async {
                 if let Ok(mut admin) = sqlx::PgConnection::connect(&base).await {
                     let drop = format!("drop database if exists {name} with (force)");
-                    let _ = sqlx::query(sqlx::AssertSqlSafe(drop)).execute(&mut admin).await;
+                    let _ = sqlx::query(&drop).execute(&mut admin).await;
                 }
             });
         })

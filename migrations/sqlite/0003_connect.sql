@@ -1,0 +1,18 @@
+-- One visit to a provider's consent page: single use, short lived, known by the digest of its state.
+create table oauth_states (
+    hash blob primary key,
+    provider text not null,
+    user_id blob not null references users (id) on delete cascade,
+    redirect_uri text,
+    callback_url text not null,
+    verifier blob,
+    created_at text not null,
+    expires_at text not null
+) strict;
+create index oauth_states_expiry on oauth_states (expires_at);
+
+-- What the person granted, in the provider's words with blanks between; null: never told.
+alter table accounts add column scopes text;
+alter table accounts add column username text;
+-- The last answer of the token endpoint: grants that lie idle for too long end at some providers.
+alter table accounts add column refreshed_at text;
