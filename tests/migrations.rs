@@ -112,6 +112,11 @@ fn schema(dialect: &str) -> Schema {
                 ["create", "unique", "index", ..] | ["create", "index", ..] => {
                     out.indexes.insert(statement.clone());
                 }
+                ["drop", "index", index] => {
+                    let before = out.indexes.len();
+                    out.indexes.retain(|made| !made.contains(&format!("index {index} ")));
+                    assert_eq!(before, out.indexes.len() + 1, "{name}: no index {index}");
+                }
                 ["insert", ..] => {
                     out.rows.insert(statement.clone());
                 }

@@ -1,5 +1,4 @@
 use chrono::FixedOffset;
-use sha2::{Digest, Sha256};
 
 use super::SeriesType;
 
@@ -74,7 +73,7 @@ impl Chunk {
         for value in &self.values {
             bytes.extend_from_slice(&value.to_bits().to_le_bytes());
         }
-        Sha256::digest(&bytes)[..16].to_vec()
+        blake3::hash(&bytes).as_bytes()[..16].to_vec()
     }
 }
 

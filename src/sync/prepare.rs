@@ -7,7 +7,6 @@ use std::io::Read;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use super::Error;
 use crate::calculated::FORMULA_VERSION;
@@ -107,19 +106,20 @@ fn part_row<'a>(state: &'a PageState, kind: Kind, id: &str, part: PartName) -> O
 /// Digest of an answer without what is volatile: equal digests mean that nothing happened.
 fn digest(provider: &dyn Provider, item: &Item) -> Vec<u8> {
     let volatile = provider.spec().part(item.kind, item.part.0).map_or(&[][..], |part| part.volatile);
-    let mut hasher = Sha256::new();
     // Where nothing is volatile the bytes speak for themselves: streams are long, and need not be read for this.
     let value = if volatile.is_empty() { None } else { serde_json::from_slice::<Value>(&item.body).ok() };
-    match value {
-        None => hasher.update(&item.body),
+    let hash = match value {
+        None => blake3::hash(&item.body),
         Some(mut value) => {
             for pointer in volatile {
                 remove(&mut value, pointer);
             }
-            hash_value(&mut hasher, &value);
+            let mut text = Vec::with_capacity(item.body.len());
+            write_one_form(&mut text, &value);
+            blake3::hash(&text)
         }
-    }
-    hasher.finalize()[..16].to_vec()
+    };
+    hash.as_bytes()[..16].to_vec()
 }
 
 /// Removes what a JSON pointer names; `*` stands for every element of an array.
@@ -147,42 +147,42 @@ fn remove(value: &mut Value, pointer: &str) {
     }
 }
 
-/// Feeds a value in one form: keys sorted, whole numbers without a point (providers send `0` and `0.0` in turn).
-fn hash_value(hasher: &mut Sha256, value: &Value) {
+/// Writes a value in one form: keys sorted, whole numbers without a point (providers send `0` and `0.0` in turn).
+fn write_one_form(out: &mut Vec<u8>, value: &Value) {
     match value {
-        Value::Null => hasher.update(b"n"),
-        Value::Bool(flag) => hasher.update(if *flag { b"t" } else { b"f" }),
+        Value::Null => out.extend_from_slice(b"n"),
+        Value::Bool(flag) => out.extend_from_slice(if *flag { b"t" } else { b"f" }),
         Value::Number(number) => {
-            hasher.update(b"#");
+            out.extend_from_slice(b"#");
             match number.as_f64() {
                 Some(float) if float.fract() == 0.0 && float.abs() < 9.0e15 => {
-                    hasher.update((float as i64).to_string());
+                    out.extend_from_slice((float as i64).to_string().as_bytes());
                 }
-                _ => hasher.update(number.to_string()),
+                _ => out.extend_from_slice(number.to_string().as_bytes()),
             }
         }
         Value::String(text) => {
-            hasher.update(b"s");
-            hasher.update((text.len() as u64).to_le_bytes());
-            hasher.update(text);
+            out.extend_from_slice(b"s");
+            out.extend_from_slice(&(text.len() as u64).to_le_bytes());
+            out.extend_from_slice(text.as_bytes());
         }
         Value::Array(list) => {
-            hasher.update(b"[");
+            out.extend_from_slice(b"[");
             for inner in list {
-                hash_value(hasher, inner);
+                write_one_form(out, inner);
             }
-            hasher.update(b"]");
+            out.extend_from_slice(b"]");
         }
         Value::Object(map) => {
             let mut keys: Vec<&String> = map.keys().collect();
             keys.sort_unstable();
-            hasher.update(b"{");
+            out.extend_from_slice(b"{");
             for key in keys {
-                hasher.update((key.len() as u64).to_le_bytes());
-                hasher.update(key);
-                hash_value(hasher, &map[key]);
+                out.extend_from_slice(&(key.len() as u64).to_le_bytes());
+                out.extend_from_slice(key.as_bytes());
+                write_one_form(out, &map[key]);
             }
-            hasher.update(b"}");
+            out.extend_from_slice(b"}");
         }
     }
 }
@@ -190,7 +190,7 @@ fn hash_value(hasher: &mut Sha256, value: &Value) {
 /// Digest of a record's content, to see whether its row has to be written.
 pub(crate) fn record_hash(normalized: &Normalized) -> Vec<u8> {
     let text = format!("{:?}{}", normalized.record, normalized.provisional);
-    Sha256::digest(text)[..16].to_vec()
+    blake3::hash(text.as_bytes()).as_bytes()[..16].to_vec()
 }
 
 /// Normalises what can be read: a secondary part that cannot be is left out and named.

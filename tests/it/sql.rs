@@ -258,10 +258,7 @@ async fn pushed_down(shape: Shape) {
         match &world.engine.db {
             Db::Sqlite(db) => {
                 let plan: Vec<(i64, i64, i64, String)> =
-                    sqlx::query_as(&format!("explain query plan {sql}"))
-                        .fetch_all(db.pool())
-                        .await
-                        .expect("plans");
+                    sqlx::query_as(&format!("explain query plan {sql}")).fetch_all(db.pool()).await.expect("plans");
                 let at =
                     |what: &str| plan.iter().position(|(_, parent, _, text)| *parent == 0 && text.starts_with(what));
                 let (chunks, unpacked) = (at("SEARCH c USING"), at("SCAN e VIRTUAL TABLE"));
@@ -269,8 +266,7 @@ async fn pushed_down(shape: Shape) {
             }
             Db::Postgres(db) => {
                 let sql = format!("explain (analyze, costs off, timing off, format text) {sql}");
-                let plan: Vec<(String,)> =
-                    sqlx::query_as(&sql).fetch_all(db.pool()).await.expect("plans");
+                let plan: Vec<(String,)> = sqlx::query_as(&sql).fetch_all(db.pool()).await.expect("plans");
                 let text = plan.iter().map(|(line,)| line.as_str()).collect::<Vec<_>>().join("\n");
                 // `loops` of the unpacking is the number of chunks that were let through.
                 let line =
