@@ -22,6 +22,10 @@ check:
 test *ARGS:
     scripts/test {{ARGS}}
 
+# questions made from the OpenAPI document, sensible ones and others (schemathesis)
+fuzz:
+    scripts/fuzz
+
 # the benchmarks of docs/benchmarks.md: all, or some of accept, sync, streams, samples, memory; --quick for a look
 bench *ARGS:
     scripts/test --exec cargo bench --locked --bench bench -- {{ARGS}}
