@@ -1,16 +1,19 @@
--- What a run went through, in the words of the mirrored API: for the event stream and the list of recent events.
+-- What runs went through, in the words of the mirrored API; the rest of what an event says is in its run. A run passes each
+-- point n at most once: 0 started, 1 reads workouts, 2 reads what comes around the clock, 3 ended. The events of a user are
+-- numbered by seq without gaps, in the order of their commits: who has read up to a number missed nothing before it.
 create table run_events (
     run_id blob not null,
     n integer not null,
-    id blob not null unique,
     user_id blob not null references users (id) on delete cascade,
+    seq integer not null,
+    id blob not null,
+    at text not null,
     provider text not null,
     source text not null,
     stage text not null,
     status text not null,
-    at text not null,
-    event text not null,
     primary key (run_id, n)
 ) strict;
-create index run_events_user on run_events (user_id, id);
+create unique index run_events_user on run_events (user_id, seq);
 create index run_events_at on run_events (at);
+create index run_events_passing on run_events (at) where n < 3;

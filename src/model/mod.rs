@@ -4,6 +4,7 @@
 //! valid as soon as it exists (units are finite, chunks are sorted, bounds are ordered).
 
 mod chunk;
+mod event;
 mod ids;
 mod part;
 pub mod quota;
@@ -16,6 +17,7 @@ pub mod units;
 mod window;
 
 pub use chunk::{Chunk, MAX_CHUNK_SAMPLES, SampleSet, chunks};
+pub use event::{Step, SyncStatus};
 pub use ids::{AccountId, ConnectionId, PartId, RecordId, RunId, UserId, WindowId};
 pub use part::{PartName, PartState};
 pub use record::{Details, Kind, Lap, Normalized, Record, Source, Wanted, Workout, ZoneTime};

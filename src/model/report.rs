@@ -68,6 +68,9 @@ pub struct RunReport {
     /// Samples stored.
     #[serde(default)]
     pub samples: u64,
+    /// Of these, samples of an answer that was stored before and changed.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub samples_updated: u64,
     /// Files written.
     #[serde(default)]
     pub files: u64,
@@ -83,6 +86,27 @@ pub struct RunReport {
     /// Things worth knowing: ignored parameters, dropped values.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+}
+
+impl RunReport {
+    /// Records made, changed and found deleted.
+    #[must_use]
+    pub fn records(&self) -> (u64, u64, u64) {
+        self.streams.values().fold((0, 0, 0), |(inserted, updated, deleted), stream| {
+            (inserted + stream.inserted, updated + stream.updated, deleted + stream.deleted)
+        })
+    }
+
+    /// Whether nothing that is stored is other than before.
+    #[must_use]
+    pub fn changed_nothing(&self) -> bool {
+        self.records() == (0, 0, 0) && self.parts.values().all(|part| part.stored == 0)
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde asks for")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// What a rebuild came to.

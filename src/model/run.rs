@@ -46,6 +46,9 @@ pub enum RunSource {
 }
 
 impl RunSource {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Pull, Self::Webhook, Self::Schedule, Self::Backfill];
+
     /// The word in the database.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -2,8 +2,9 @@ use chrono::{DateTime, Utc};
 
 use super::api_keys::ApiKey;
 use super::db::{accept, read, transaction};
+use super::run_events::{Told, is_crossed, tell};
 use super::{Db, Result};
-use crate::model::{AccountId, ConnectionId, UserId};
+use crate::model::{AccountId, ConnectionId, RunId, UserId};
 
 /// One of our users bound to an account.
 #[derive(Clone, Debug, PartialEq, sqlx::FromRow)]
@@ -166,6 +167,15 @@ impl Db {
     /// # Errors
     /// When the database fails.
     pub async fn disconnect(&self, user: UserId, provider: &str, now: DateTime<Utc>) -> Result<Option<ConnectionId>> {
+        loop {
+            let ended = self.disconnect_once(user, provider, now).await;
+            if !is_crossed(&ended) {
+                return ended;
+            }
+        }
+    }
+
+    async fn disconnect_once(&self, user: UserId, provider: &str, now: DateTime<Utc>) -> Result<Option<ConnectionId>> {
         let found: Option<(ConnectionId, AccountId)> = transaction!(self, t => {
             let found: Option<(ConnectionId, AccountId)> = sqlx::query_as(
                     "update connections set status = 'revoked', epoch = epoch + 1, updated_at = $3
@@ -174,9 +184,13 @@ impl Db {
                 .bind(user).bind(provider).bind(now)
                 .fetch_optional(&mut *t).await?;
             if let Some((connection, account)) = found {
-                sqlx::query("update runs set state = 'cancelled', ended_at = $2, reason = 'disconnected', owner = null
-                        where connection_id = $1 and state in ('queued', 'waiting')")
-                    .bind(connection).bind(now).execute(&mut *t).await?;
+                let ended: Vec<(RunId, i64)> = sqlx::query_as("update runs
+                        set state = 'cancelled', ended_at = $2, reason = 'disconnected', owner = null
+                        where connection_id = $1 and state in ('queued', 'waiting') returning id, epoch")
+                    .bind(connection).bind(now).fetch_all(&mut *t).await?;
+                for (run, epoch) in ended {
+                    tell!(t, Told::cancelled(run, epoch, now));
+                }
                 sqlx::query("update runs set cancel_requested = true where connection_id = $1 and state = 'in_progress'")
                     .bind(connection).execute(&mut *t).await?;
                 sqlx::query("update accounts set refresh_token = null, token_version = token_version + 1, updated_at = $2

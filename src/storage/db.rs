@@ -89,8 +89,9 @@ macro_rules! write {
     };
 }
 
-/// Runs one writing statement (never two: they would not be undone together) that somebody waits for: on SQLite it
-/// shares its commit with its neighbours. The body ends in a `Result` and owns what it names.
+/// Runs one writing statement (two would not be undone together, unless in a transaction that the body begins) that
+/// somebody waits for: on SQLite it shares its commit with its neighbours. The body ends in a `Result` and owns what it
+/// names.
 macro_rules! accept {
     ($db:expr, $c:ident => $body:expr) => {
         match $db {

@@ -13,6 +13,7 @@ mod exports;
 mod page;
 mod quotas;
 mod records;
+mod run_events;
 mod runs;
 mod users;
 mod windows;
@@ -28,6 +29,7 @@ pub use page::{
     WindowMove,
 };
 pub use records::{Counts, WantedPart};
+pub use run_events::{RunEvent, RunEventFilter};
 pub use runs::{Accepted, Claim, NewRun, Run, RunFilter, Settle};
 pub use users::{NewUser, User, UserFilter, UserPage, UserRow};
 pub use windows::{Gap, NewWindow, WindowRow};

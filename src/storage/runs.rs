@@ -1,10 +1,13 @@
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
+use sqlx::Connection as _;
+
 use super::db::{accept, read, transaction, write};
 use super::page::Fence;
+use super::run_events::{RunEvent, Told, is_crossed, tell};
 use super::{Db, Error, Result};
-use crate::model::{Class, ConnectionId, RunId, RunSource, RunState, UserId};
+use crate::model::{Class, ConnectionId, RunId, RunReport, RunSource, RunState, Step, SyncStatus, UserId};
 
 /// A run as it is kept.
 #[derive(Clone, Debug, PartialEq, sqlx::FromRow)]
@@ -104,6 +107,8 @@ pub struct Claim {
     pub fence: Fence,
     /// The account to read with.
     pub account_id: crate::model::AccountId,
+    /// What is to be told of it: that it started, the first time.
+    pub told: Option<RunEvent>,
 }
 
 /// How a claim ends.
@@ -252,7 +257,8 @@ impl Db {
     }
 
     /// Takes one run for a time: when it is due and nothing more urgent of its connection is, or when its holder's
-    /// lease ran out. Every claim raises the epoch, so an earlier holder can write nothing more.
+    /// lease ran out. Every claim raises the epoch, so an earlier holder can write nothing more. The first one is an
+    /// event.
     ///
     /// # Errors
     /// When the database fails.
@@ -282,15 +288,31 @@ impl Db {
                 or (state = 'in_progress' and lease_until < $3))
             returning {COLUMNS}"
         );
-        let claimed: Result<Option<Row>> = async {
-            let owner = owner.to_owned();
-            accept!(self, c => Ok(sqlx::query_as(&sql)
-                .bind(id).bind(owner).bind(now).bind(until)
-                .fetch_optional(&mut *c).await?))
-        }
-        .await;
-        let run = match claimed {
-            Ok(Some(row)) => row.run,
+        let claimed = loop {
+            let claimed: Result<Option<(Run, Option<RunEvent>)>> = async {
+                let (sql, owner) = (sql.clone(), owner.to_owned());
+                accept!(self, c => {
+                    let mut t = c.begin().await?;
+                    let row: Option<Row> = sqlx::query_as(&sql).bind(id).bind(owner).bind(now).bind(until)
+                        .fetch_optional(&mut *t).await?;
+                    let Some(Row { run }) = row else { return Ok(None) };
+                    let mut event = None;
+                    if run.epoch == 1 {
+                        let status = SyncStatus::InProgress;
+                        let told = Told { run: id, epoch: 1, step: Step::Started, status, of_webhook: status, at: now };
+                        event = tell!(t, told).map(|row| RunEvent::of(&run, &told, row));
+                    }
+                    t.commit().await?;
+                    Ok(Some((run, event)))
+                })
+            }
+            .await;
+            if !is_crossed(&claimed) {
+                break claimed;
+            }
+        };
+        let (run, told) = match claimed {
+            Ok(Some(claimed)) => claimed,
             Ok(None) => return Ok(None),
             // Another run of this connection took the slot between the check and the write.
             Err(Error::Duplicate { .. }) => return Ok(None),
@@ -299,7 +321,7 @@ impl Db {
         let Some(connection) = self.find_connection(run.connection_id).await? else { return Ok(None) };
         let fence =
             Fence { run: run.id, run_epoch: run.epoch, connection: connection.id, connection_epoch: connection.epoch };
-        Ok(Some(Claim { run, fence, account_id: connection.account_id }))
+        Ok(Some(Claim { run, fence, account_id: connection.account_id, told }))
     }
 
     /// Keeps a claimed run for longer. `None`: it is no longer ours. `Some(true)`: it is to be cancelled.
@@ -339,7 +361,7 @@ impl Db {
         if taken > 0 { Ok(()) } else { Err(Error::Fenced) }
     }
 
-    /// Ends a claim. A final state is refused (`false`) while somebody wants another look: take it first.
+    /// Ends a claim. A final state is refused (`false`) while somebody wants another look: take it first. It is an event.
     ///
     /// # Errors
     /// [`Error::Fenced`] when the run is no longer ours.
@@ -350,8 +372,29 @@ impl Db {
                 let sql = "update runs set state = $3, report = $4, reason = $5, ended_at = $6, owner = null,
                         lease_until = null, waiting_on = null
                     where id = $1 and epoch = $2 and state = 'in_progress' and (again = false or $3 <> 'success')";
-                accept!(self, c => Ok::<_, Error>(sqlx::query(sql).bind(run).bind(epoch).bind(state.as_str()).bind(report)
-                    .bind(reason).bind(now).execute(&mut *c).await?.rows_affected()))?
+                let read: RunReport = serde_json::from_str(&report).unwrap_or_default();
+                let skipped = state == RunState::Success && read.changed_nothing();
+                let of_webhook = if skipped { SyncStatus::Skipped } else { state.into() };
+                let told = Told { run, epoch, step: Step::Ended, status: state.into(), of_webhook, at: now };
+                loop {
+                    let (report, reason) = (report.clone(), reason.clone());
+                    let settled: Result<u64> = async {
+                        accept!(self, c => {
+                            let mut t = c.begin().await?;
+                            let affected = sqlx::query(sql).bind(run).bind(epoch).bind(state.as_str()).bind(report)
+                                .bind(reason).bind(now).execute(&mut *t).await?.rows_affected();
+                            if affected > 0 {
+                                tell!(t, told);
+                            }
+                            t.commit().await?;
+                            Ok(affected)
+                        })
+                    }
+                    .await;
+                    if !is_crossed(&settled) {
+                        break settled?;
+                    }
+                }
             }
             Settle::Wait { due, reason, waiting_on, class, attempt, report } => {
                 let sql = "update runs set state = 'waiting', due_at = $3, reason = $4, waiting_on = $5, class = $6,
@@ -376,8 +419,8 @@ impl Db {
         if held.is_some() { Ok(false) } else { Err(Error::Fenced) }
     }
 
-    /// Ends a run for everybody who holds its id: at once when nobody works on it, else at the next page boundary.
-    /// `None`: there is no such run.
+    /// Ends a run for everybody who holds its id: at once when nobody works on it (then it is an event), else at the next
+    /// page boundary. `None`: there is no such run.
     ///
     /// # Errors
     /// When the database fails.
@@ -391,8 +434,25 @@ impl Db {
             where id = $1
             returning {COLUMNS}"
         );
-        // Final runs stay as they are: the statement writes their own values back.
-        accept!(self, c => Ok(sqlx::query_as(&sql).bind(id).bind(now).fetch_optional(&mut *c).await?))
+        loop {
+            let sql = sql.clone();
+            let cancelled: Result<Option<Run>> = async {
+                accept!(self, c => {
+                    let mut t = c.begin().await?;
+                    // Final runs stay as they are: the statement writes their own values back.
+                    let run: Option<Run> = sqlx::query_as(&sql).bind(id).bind(now).fetch_optional(&mut *t).await?;
+                    if let Some(run) = &run && run.run_state() == RunState::Cancelled && run.ended_at == Some(now) {
+                        tell!(t, Told::cancelled(run.id, run.epoch, now));
+                    }
+                    t.commit().await?;
+                    Ok(run)
+                })
+            }
+            .await;
+            if !is_crossed(&cancelled) {
+                return cancelled;
+            }
+        }
     }
 
     /// A run by id.

@@ -14,11 +14,11 @@ use super::prepare::{self, Input, Prepared};
 use super::tokens::TokenFailure;
 use super::{Engine, Error, ProviderSetup, failpoint, plan, project, rebuild};
 use crate::model::{
-    AccountId, BEGINNING_MS, Class, Kind, PartName, PartState, Progress, Purpose, RunReport, SyncRequest, Wanted,
-    Window,
+    AccountId, BEGINNING_MS, Class, Kind, PartName, PartState, Progress, Purpose, RunReport, Step, SyncRequest,
+    Wanted, Window,
 };
 use crate::providers::{
-    AccessToken, Api, Axis, Deletes, FetchError, FetchedPage, FetchedPart, Item, Next, PRESENCE, PageRequest,
+    AccessToken, Api, Axis, DataPart, Deletes, FetchError, FetchedPage, FetchedPart, Item, Next, PRESENCE, PageRequest,
     StreamSpec,
 };
 use crate::storage::{
@@ -132,6 +132,8 @@ pub(crate) struct Work<'a> {
     parts: Vec<&'static str>,
     first_sync: bool,
     progress: Progress,
+    /// What it was told last that is being read.
+    told: Option<Step>,
     /// Files of the pages before, being written while the next one is read.
     beside: Option<JoinHandle<Result<project::Drained, Error>>>,
 }
@@ -174,6 +176,7 @@ impl<'a> Work<'a> {
             parts,
             first_sync: false,
             progress: Progress::default(),
+            told: None,
             beside: None,
         })
     }
@@ -223,6 +226,7 @@ impl<'a> Work<'a> {
                 if self.report.streams.get(name).is_some_and(|report| report.complete) {
                     continue;
                 }
+                self.tell_reading(stream).await?;
                 self.report.streams.entry(name.to_owned()).or_default().error = None;
                 match self.read_stream(stream).await {
                     Ok(()) => self.report.streams.entry(name.to_owned()).or_default().complete = true,
@@ -253,6 +257,21 @@ impl<'a> Work<'a> {
         }
         let report = self.report_so_far().unwrap_or_default();
         self.engine.db.take_again(&self.claim.fence, &report).await?;
+        Ok(())
+    }
+
+    /// Tells whoever watches that this part of the data is being read now. Refused by the database where it was told
+    /// before, by this claim or an earlier one.
+    async fn tell_reading(&mut self, stream: &StreamSpec) -> Result<(), Stop> {
+        let step = match stream.data {
+            DataPart::Workouts => Step::Workouts,
+            DataPart::Daily => Step::Daily,
+            DataPart::Profile => return Ok(()),
+        };
+        if self.told.replace(step) != Some(step) {
+            let event = self.engine.db.insert_run_event(&self.claim.run, step, self.engine.now()).await?;
+            self.engine.tell(event.as_ref()).await;
+        }
         Ok(())
     }
 
@@ -564,6 +583,7 @@ impl<'a> Work<'a> {
 
     fn count(&mut self, done: &Prepared, unreadable: Vec<String>) {
         self.report.samples += done.samples;
+        self.report.samples_updated += done.samples_updated;
         let mut notes: Vec<String> = unreadable.into_iter().map(|what| format!("cannot be read: {what}")).collect();
         notes.extend(done.unreadable.iter().cloned());
         if done.dropped > 0 {

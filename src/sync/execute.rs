@@ -46,6 +46,7 @@ pub async fn execute(engine: &Arc<Engine>, id: RunId) -> Result<Executed, Error>
         return Ok(Executed::NotTaken);
     };
     failpoint::hit("claimed");
+    engine.tell(claim.told.as_ref()).await;
     let executed = claimed(engine, &claim).await;
     // The connection's slot is free: the next run need not wait for the sweep.
     if let Ok(Some((next, class, due))) = engine.db.find_next_run(claim.run.connection_id).await
@@ -216,6 +217,7 @@ async fn settle(
         push(engine, run, due).await;
         return Ok(Executed::PutBack(due));
     }
+    engine.tell_last(run.id).await;
     let state = state.unwrap_or(RunState::Failed);
     if state == RunState::Success {
         engine.db.touch_connection(run.connection_id, engine.now()).await?;

@@ -5,6 +5,7 @@
 
 mod accept;
 mod engine;
+mod events;
 mod execute;
 mod failpoint;
 mod fetch;
@@ -26,6 +27,7 @@ use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
 
 pub use accept::{Refused, app, check_support, connect_with_grant, parse_request, request_key, since_ms, submit};
+pub use events::{Event, EventLine, PartOutcome, part_outcomes};
 pub use execute::{Executed, execute, run_inline, sweep};
 pub use gaps::list_gaps;
 pub use import::{NewGrant, connect, import_plain_settings};

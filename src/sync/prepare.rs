@@ -39,6 +39,7 @@ pub(crate) struct Prepared {
     pub(crate) inserted: u64,
     pub(crate) updated: u64,
     pub(crate) samples: u64,
+    pub(crate) samples_updated: u64,
     pub(crate) dropped: u64,
     pub(crate) unreadable: Vec<String>,
     /// Records of other kinds whose state has to be known before this page can be prepared for good.
@@ -357,8 +358,10 @@ fn prepare_item(input: &Input, item: &Item, compressor: &mut Compressor, out: &m
     });
     if !samples.is_empty() || (record.is_some() && has_others) {
         let mut list = Vec::new();
+        let again = part_row(state, item.kind, &item.external_id, item.part).is_some_and(|row| row.has_body);
         for set in samples {
             out.samples += set.samples.len() as u64;
+            out.samples_updated += if again { set.samples.len() as u64 } else { 0 };
             list.extend(chunks(set).into_iter().map(|chunk| {
                 let hash = chunk.hash();
                 (chunk, hash)
