@@ -45,6 +45,9 @@ const SETTINGS: &[&str] = &[
     "on_deauthorize",
     "export_touch",
     "export_flat",
+    "event_heartbeat",
+    "event_age",
+    "events_per_user",
     "log",
     "log_format",
 ];
@@ -112,6 +115,12 @@ pub struct Config {
     pub export_touch: ExportTouch,
     /// Leaves the provider's folder out of the paths.
     pub export_flat: bool,
+    /// After this time without an event a stream of events says that it lives, and looks for events it was not told of.
+    pub event_heartbeat: Duration,
+    /// Events of runs are kept for this long,
+    pub event_age: Duration,
+    /// and no more of each user than this.
+    pub events_per_user: u32,
     /// Filter of the log, as of `RUST_LOG`.
     pub log: String,
     /// Log lines as JSON instead of text.
@@ -301,6 +310,7 @@ impl Config {
         check(!self.renew.is_zero(), "WEARSYNC_RENEW must be more than 0");
         check(!self.sweep.is_zero(), "WEARSYNC_SWEEP must be more than 0");
         check(!self.page_timeout.is_zero(), "WEARSYNC_PAGE_TIMEOUT must be more than 0");
+        check(!self.event_heartbeat.is_zero(), "WEARSYNC_EVENT_HEARTBEAT must be more than 0");
         check(
             self.renew * 2 <= self.lease,
             "WEARSYNC_RENEW must be at most half of WEARSYNC_LEASE: one late renewal must not lose the run",
@@ -476,6 +486,9 @@ impl Reader {
             export_touch: self
                 .choice("export_touch", &[("changed", ExportTouch::Changed), ("always", ExportTouch::Always)]),
             export_flat: self.flag("export_flat"),
+            event_heartbeat: self.duration("event_heartbeat"),
+            event_age: self.duration("event_age"),
+            events_per_user: self.number("events_per_user"),
             log: self.text("log").unwrap_or_default(),
             log_json: self.choice("log_format", &[("text", false), ("json", true)]),
             providers: self.providers(),
@@ -701,6 +714,8 @@ mod tests {
             (60, 30, 10, 5)
         );
         assert_eq!((config.page_timeout.as_secs(), config.concurrency, config.log.as_str()), (600, 4, "info"));
+        assert_eq!((config.event_heartbeat.as_secs(), config.event_age.as_secs()), (15, 86_400));
+        assert_eq!(config.events_per_user, 200);
         assert!(config.share_access_tokens && !config.export_flat && !config.log_json);
         assert!(config.providers.is_empty() && config.warnings.is_empty() && config.secret_key.is_none());
         assert!(config.provider("strava").client_id.is_none());

@@ -234,6 +234,11 @@ pub(super) fn no_connection(code: &'static str) -> Error {
     Error::NotFound { detail: "No active connection found for provider".to_owned(), code, hint: Some(hint) }
 }
 
+/// The mirrored API has another text for this where it tells of syncs.
+pub(super) fn no_user() -> Error {
+    Error::NotFound { detail: "User not found".to_owned(), code: "unknown_user", hint: None }
+}
+
 /// An entity that is not there; the mirrored API's text.
 pub(super) fn missing(what: &str, id: uuid::Uuid) -> Error {
     let code = if what == "User" { "unknown_user" } else { "unknown_task" };

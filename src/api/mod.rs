@@ -12,6 +12,7 @@ mod service;
 mod sync;
 mod tasks;
 mod users;
+mod watch;
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -74,6 +75,10 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(users::get_user, users::update_user, users::delete_user))
         .routes(routes!(connections::list_connections))
         .routes(routes!(connections::list_gaps))
+        .routes(routes!(watch::stream_sync_events))
+        .routes(routes!(watch::list_sync_events))
+        .routes(routes!(watch::list_user_sync_runs))
+        .routes(routes!(watch::list_sync_runs))
         .routes(routes!(service::get_root))
         .routes(routes!(service::get_liveness))
         .routes(routes!(service::get_readiness))
@@ -161,7 +166,7 @@ async fn outermost(State(app): State<Arc<App>>, request: Request, next: Next) ->
     error::set(&mut response, header::X_CONTENT_TYPE_OPTIONS, "nosniff");
     error::set(&mut response, header::X_FRAME_OPTIONS, "DENY");
     error::set(&mut response, header::REFERRER_POLICY, "no-referrer");
-    if !route.starts_with("/docs") {
+    if !route.starts_with("/docs") && !response.headers().contains_key(header::CACHE_CONTROL) {
         error::set(&mut response, header::CACHE_CONTROL, "no-store");
     }
     telemetry::http_request(method.as_str(), &route, response.status().as_u16(), begun.elapsed().as_secs_f64());

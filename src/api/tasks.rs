@@ -17,8 +17,9 @@ use super::App;
 use super::error::{Error, missing, retry_after};
 use super::extract::{Caller, FromQuery, IdPath, MayRead, MaySync, Query, QueryPairs, one_of, uuid};
 use crate::model::{Class, DataType, Progress, RunId, RunReport, RunState, UserId};
-use crate::providers::{self, DataPart, ProviderSpec};
+use crate::providers::{self, ProviderSpec};
 use crate::storage::{Run, RunFilter};
+use crate::sync::part_outcomes;
 
 /// How soon to ask again for a task that is being worked on, seconds.
 const WORKING_S: i64 = 2;
@@ -204,22 +205,11 @@ impl From<Progress> for TaskProgress {
     }
 }
 
-/// A part is true when each of its streams ended without error. A run that failed as a whole has no part that is.
+/// What became of each part of the data.
 pub(super) fn details(spec: &ProviderSpec, state: RunState, report: &RunReport, asked: DataType) -> Details {
-    let part = |part: DataPart, not_asked: DataType| {
-        (asked != not_asked && spec.supports(part)).then(|| {
-            let mut streams = spec.streams.iter().filter(|stream| stream.data == part);
-            match state {
-                RunState::Failed | RunState::Cancelled => false,
-                // What a partial run never came to was not read.
-                _ => streams.all(|stream| match report.streams.get(stream.name.0) {
-                    Some(stream) => stream.error.is_none(),
-                    None => state == RunState::Success,
-                }),
-            }
-        })
-    };
-    Details { workouts: part(DataPart::Workouts, DataType::Daily), data_247: part(DataPart::Daily, DataType::Workouts) }
+    let outcomes = part_outcomes(spec, state, report, asked);
+    let part = |name: &str| outcomes.iter().find(|(part, _)| *part == name).map(|(_, whole)| *whole);
+    Details { workouts: part("workouts"), data_247: part("data_247") }
 }
 
 /// Seconds until it is worth asking again.
@@ -339,6 +329,9 @@ pub(super) async fn cancel_task(
     let engine = &app.state.engine;
     let now = engine.clock.now();
     let run = engine.db.cancel_run(RunId(id), now).await?.ok_or_else(|| missing("Task", id))?;
+    if run.run_state().is_final() {
+        engine.tell_last(run.id).await;
+    }
     Ok(answer(run, now))
 }
 

@@ -108,6 +108,7 @@ async fn remove(session: &Session, whose: Whose, provider: &str) -> Outcome {
     let setup = find_provider(engine, provider)?;
     let user = whose.find(&engine.db).await?;
     let removed = engine.db.disconnect(user.id, setup.spec().name.0, engine.clock.now()).await?;
+    engine.tell_news(user.id).await;
     app.close().await;
     let Some(id) = removed else {
         anyhow::bail!("user {} has no connection to {}: there is nothing to remove", user.id, setup.spec().title);

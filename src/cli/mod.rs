@@ -21,6 +21,7 @@ mod signals;
 mod simulator;
 mod sync;
 mod users;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -81,6 +82,8 @@ enum Command {
     /// What was synced, and what is waiting
     #[command(subcommand)]
     Runs(runs::Command),
+    /// What syncs go through, as it happens, until Ctrl-C
+    Watch(watch::Watch),
     /// What is not covered yet; ends with 3 when there is something
     Gaps(gaps::Gaps),
     /// Everything normalised and calculated again from the raw answers, offline
@@ -133,6 +136,7 @@ async fn run(cli: Cli) -> Outcome {
         Command::Keys(command) => keys::run(&session, command).await,
         Command::Connections(command) => connections::run(&session, command).await,
         Command::Runs(command) => runs::run(&session, command).await,
+        Command::Watch(watch) => watch::run(&session, watch).await,
         Command::Gaps(gaps) => gaps::run(&session, gaps).await,
         Command::Rebuild(rebuild) => rebuild::run(&session, rebuild).await,
         Command::Doctor => doctor::run(&session).await,

@@ -81,6 +81,7 @@ pub(crate) async fn run(session: &Session, command: Command) -> Outcome {
             find(&app, RunId(id)).await?;
             let run = db.cancel_run(RunId(id), app.engine.clock.now()).await?;
             let run = run.ok_or_else(|| unknown(RunId(id)))?;
+            app.engine.tell_last(run.id).await;
             session.out.show(&run_json(&run), || run.state.clone())?;
             match run.run_state() {
                 RunState::Cancelled => remark("what is stored stays; the next sync goes on from there"),

@@ -22,8 +22,8 @@ use crate::config::SecretUrl;
 use crate::model::quota::{self, Quota, Seen, Window};
 use crate::model::{AccountId, Class, RunId, UserId};
 
-/// Events that wait for one slow reader; the oldest are dropped beyond it.
-const EVENTS_KEPT: usize = 256;
+/// Events that wait for one slow reader. Few: room for all of them is taken for each user who is listened to.
+const EVENTS_KEPT: usize = 16;
 
 /// The shared store did not answer, or not as expected. Nothing above needs to know more.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -256,8 +256,8 @@ impl Coordination {
         }
     }
 
-    /// The user's events from now on, in order. Events are missed while Redis is away or by a reader that is 256
-    /// events behind: the rows are the truth.
+    /// The user's events from now on, in order. Events are missed while Redis is away, and by a reader that is 16 events
+    /// behind: then it is given an empty text, which says that the rows tell more.
     #[must_use]
     pub fn subscribe(&self, user: UserId) -> BoxStream<'static, String> {
         match self {
@@ -293,17 +293,20 @@ impl Fanout {
         }
     }
 
+    /// Something may have been missed: everybody is to look at the rows.
+    fn send_all(&self) {
+        lock(&self.users).retain(|_, sender| sender.send(String::new()).is_ok());
+    }
+
     fn listen(&self, user: UserId) -> BoxStream<'static, String> {
         let mut users = lock(&self.users);
         users.retain(|_, sender| sender.receiver_count() > 0);
         let receiver = users.entry(user).or_insert_with(|| broadcast::channel(EVENTS_KEPT).0).subscribe();
         futures::stream::unfold(receiver, |mut receiver| async {
-            loop {
-                match receiver.recv().await {
-                    Ok(payload) => return Some((payload, receiver)),
-                    Err(broadcast::error::RecvError::Lagged(_)) => {}
-                    Err(broadcast::error::RecvError::Closed) => return None,
-                }
+            match receiver.recv().await {
+                Ok(payload) => Some((payload, receiver)),
+                Err(broadcast::error::RecvError::Lagged(_)) => Some((String::new(), receiver)),
+                Err(broadcast::error::RecvError::Closed) => None,
             }
         })
         .boxed()

@@ -454,8 +454,9 @@ async fn listen_once(client: &Client, prefix: &str, notify: &Notify, fanout: &Fa
     let mut channels = timeout(PATIENCE, client.get_async_pubsub()).await.map_err(late)??;
     timeout(PATIENCE, channels.subscribe(&[&ready_channel(prefix), &events])).await.map_err(late)??;
     let (mut sink, mut messages) = channels.split();
-    // Pushes may have been missed meanwhile.
+    // Pushes and events may have been missed meanwhile.
     notify.notify_one();
+    fanout.send_all();
     let mut heartbeat = interval(HEARTBEAT);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

@@ -122,7 +122,8 @@ pub(super) fn is_crossed<T>(result: &Result<T>) -> bool {
     matches!(result, Err(Error::Duplicate { constraint }) if constraint.contains("run_events"))
 }
 
-const COLUMNS: &str = "e.seq, e.id, e.run_id, e.n, e.user_id, e.provider, e.source, e.stage, e.status, e.at, r.started_at,
+const COLUMNS: &str =
+    "e.seq, e.id, e.run_id, e.n, e.user_id, e.provider, e.source, e.stage, e.status, e.at, r.started_at,
     r.request, case when e.n = 3 then r.report end as report, case when e.n = 3 then r.reason end as reason
     from run_events e join runs r on r.id = e.run_id";
 

@@ -14,8 +14,8 @@ use super::prepare::{self, Input, Prepared};
 use super::tokens::TokenFailure;
 use super::{Engine, Error, ProviderSetup, failpoint, plan, project, rebuild};
 use crate::model::{
-    AccountId, BEGINNING_MS, Class, Kind, PartName, PartState, Progress, Purpose, RunReport, Step, SyncRequest,
-    Wanted, Window,
+    AccountId, BEGINNING_MS, Class, Kind, PartName, PartState, Progress, Purpose, RunReport, Step, SyncRequest, Wanted,
+    Window,
 };
 use crate::providers::{
     AccessToken, Api, Axis, DataPart, Deletes, FetchError, FetchedPage, FetchedPart, Item, Next, PRESENCE, PageRequest,

@@ -113,8 +113,7 @@ impl From<&RunEvent> for Event {
             }
             Step::Workouts => event.message = Some(format!("Fetching workouts from {provider}")),
             Step::Daily => {
-                event.message =
-                    Some(format!("Fetching 24/7 data (sleep / recovery / activity) from {provider}"));
+                event.message = Some(format!("Fetching 24/7 data (sleep / recovery / activity) from {provider}"));
             }
             Step::Ended => event.end(row, &request, historical),
         }
@@ -129,7 +128,8 @@ impl Event {
 
     /// Fills in what only the last event says.
     fn end(&mut self, row: &RunEvent, request: &SyncRequest, historical: bool) {
-        let report: RunReport = row.report.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+        let report: RunReport =
+            row.report.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
         let status = SyncStatus::ALL.into_iter().find(|status| status.as_str() == row.status);
         let status = status.unwrap_or(SyncStatus::Failed);
         let provider = row.provider.as_str();

@@ -11,7 +11,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use metrics::{counter, histogram};
+use metrics::{counter, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing::{debug, info, warn};
 use tracing_subscriber::EnvFilter;
@@ -26,6 +26,9 @@ const UPKEEP: Duration = Duration::from_secs(10);
 
 /// A Redis that is away is asked often; the log hears of it this often.
 const REDIS_SILENCE: Duration = Duration::from_secs(10);
+
+/// The one gauge.
+const LISTENERS: &str = "wearsync_listeners";
 
 const HELP: &[(&str, &str)] = &[
     ("wearsync_runs_accepted_total", "Runs written down for a caller, the clock or a webhook"),
@@ -42,6 +45,7 @@ const HELP: &[(&str, &str)] = &[
     ("wearsync_files_total", "Entity files written"),
     ("wearsync_http_requests_total", "Requests answered, by route and status"),
     ("wearsync_redis_errors_total", "Calls to Redis that failed"),
+    (LISTENERS, "Event streams that are open now"),
     ("wearsync_sweeps_total", "Looks for runs that nobody was told of"),
     ("wearsync_sweep_found_total", "Runs found by a sweep, by what was done"),
     ("wearsync_run_seconds", "From claim to end of a run, seconds"),
@@ -85,6 +89,8 @@ pub fn install_metrics() -> PrometheusHandle {
                 for (name, help) in HELP {
                     if name.ends_with("_seconds") {
                         metrics::describe_histogram!(*name, *help);
+                    } else if *name == LISTENERS {
+                        metrics::describe_gauge!(*name, *help);
                     } else {
                         metrics::describe_counter!(*name, *help);
                     }
@@ -101,6 +107,23 @@ pub fn install_metrics() -> PrometheusHandle {
             handle
         })
         .clone()
+}
+
+/// Counts for as long as it lives.
+#[derive(Debug)]
+pub struct Listening(());
+
+/// Somebody opened an event stream.
+#[must_use]
+pub fn listener() -> Listening {
+    gauge!(LISTENERS).increment(1.0);
+    Listening(())
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        gauge!(LISTENERS).decrement(1.0);
+    }
 }
 
 /// A run is written down.

@@ -84,6 +84,11 @@ async fn keep(engine: Arc<Engine>) {
             if let Err(error) = engine.db.clean_up(engine.clock.now()).await {
                 tracing::warn!(%error, "old rows could not be dropped");
             }
+            let age = chrono::Duration::from_std(engine.config.event_age).unwrap_or(chrono::Duration::days(366));
+            let (before, keep) = (engine.clock.now() - age, i64::from(engine.config.events_per_user));
+            if let Err(error) = engine.db.drop_run_events(before, keep).await {
+                tracing::warn!(%error, "old events could not be dropped");
+            }
         }
         tokio::select! {
             () = tokio::time::sleep(engine.config.sweep) => {}
