@@ -15,3 +15,4 @@ mod sql;
 mod storage;
 mod sync;
 mod tokens;
+mod watch;
