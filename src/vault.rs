@@ -1,5 +1,6 @@
-//! Encryption at rest: what may be read back goes through [`Vault`], what need only be recognised through
-//! [`hash_secret`].
+//! Encryption at rest: what may be read back goes through [`Vault::seal`], what we hand out and want back unchanged
+//! through [`Vault::sign`], what need only be recognised through [`hash_secret`], and what people chose themselves through
+//! [`hash_password`].
 //!
 //! May name model and config. What must always hold: a sealed value opens only under the purpose and owner it was
 //! sealed for; no key, plain value or part of one appears in an error, a log or a `Debug` line; a key file that others
@@ -12,10 +13,14 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use argon2::Argon2;
+use argon2::password_hash::phc::PasswordHash;
+use argon2::password_hash::{PasswordHasher as _, PasswordVerifier as _};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
+use hmac::{Hmac, Mac as _};
 use rand::RngCore as _;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
@@ -54,6 +59,8 @@ pub enum VaultError {
 struct Key {
     id: [u8; ID],
     cipher: XChaCha20Poly1305,
+    /// Makes the keys that sign, one for each purpose; they are stored nowhere.
+    deriver: Hmac<Sha256>,
 }
 
 impl Key {
@@ -61,8 +68,19 @@ impl Key {
         let bytes = decode_key(text).ok_or(VaultError::BadKey)?;
         let mut id = [0; ID];
         id.copy_from_slice(&Sha256::digest(bytes)[..ID]);
-        Ok(Self { id, cipher: XChaCha20Poly1305::new(&bytes.into()) })
+        Ok(Self { id, cipher: XChaCha20Poly1305::new(&bytes.into()), deriver: mac(&bytes) })
     }
+
+    fn signer(&self, purpose: &str) -> Hmac<Sha256> {
+        mac(&self.deriver.clone().chain_update(b"wearsync ").chain_update(purpose).finalize().into_bytes())
+    }
+}
+
+fn mac(key: &[u8]) -> Hmac<Sha256> {
+    let Ok(mac) = <Hmac<Sha256> as hmac::KeyInit>::new_from_slice(key) else {
+        unreachable!("HMAC takes keys of any length")
+    };
+    mac
 }
 
 /// Seals with the newest key, opens with any it was given.
@@ -124,6 +142,19 @@ impl Vault {
         let payload = Payload { msg: body, aad: &[id, aad].concat() };
         let plain = key.cipher.decrypt(&XNonce::from(*nonce), payload).map_err(|_| VaultError::Altered)?;
         String::from_utf8(plain).map(SecretString::from).map_err(|_| VaultError::Altered)
+    }
+
+    /// HMAC-SHA256 of a message, with a key of this purpose alone.
+    #[must_use]
+    pub fn sign(&self, purpose: &str, message: &[u8]) -> [u8; 32] {
+        let Some(key) = self.keys.first() else { unreachable!("a vault has a key") };
+        key.signer(purpose).chain_update(message).finalize().into_bytes().into()
+    }
+
+    /// Whether [`Vault::sign`] made this signature, with any of the keys. Takes the same time for every wrong one.
+    #[must_use]
+    pub fn is_signed(&self, purpose: &str, message: &[u8], signature: &[u8]) -> bool {
+        self.keys.iter().any(|key| key.signer(purpose).chain_update(message).verify_slice(signature).is_ok())
     }
 
     /// Whether a key other than the newest sealed it.
@@ -235,6 +266,43 @@ pub fn new_api_key() -> SecretString {
     SecretString::from(format!("ws_{}", URL_SAFE_NO_PAD.encode(bytes)))
 }
 
+/// The first characters of a key, which are kept to tell keys apart; the 36 others are too many to guess.
+#[must_use]
+pub fn key_prefix(key: &SecretString) -> String {
+    key.expose_secret().chars().take(10).collect()
+}
+
+/// A new secret of another form: the prefix and so many random bytes in hex.
+#[must_use]
+pub fn new_secret(prefix: &str, bytes: usize) -> SecretString {
+    let mut random = vec![0; bytes];
+    rand::rng().fill_bytes(&mut random);
+    SecretString::from(format!("{prefix}{}", hex(&random)))
+}
+
+/// What is compared with where there is no password: the same work, and no password fits.
+const NO_PASSWORD: &str =
+    "$argon2id$v=19$m=19456,t=2,p=1$d2VhcnN5bmMtbm9ib2R5$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+
+/// A password as it may be kept: Argon2id with 19 MiB and two passes, in the PHC form. Takes some 20 ms of a core: never
+/// call it where others wait.
+#[must_use]
+pub fn hash_password(password: &SecretString) -> String {
+    let Ok(hash) = Argon2::default().hash_password(password.expose_secret().as_bytes()) else {
+        unreachable!("only a password of more than 4 GiB, or a system without random numbers, is refused")
+    };
+    hash.to_string()
+}
+
+/// Whether it is the password that was kept; with none kept, never. Takes the same time either way, and as long as
+/// [`hash_password`].
+#[must_use]
+pub fn is_password(password: &SecretString, kept: Option<&str>) -> bool {
+    let fits = PasswordHash::new(kept.unwrap_or(NO_PASSWORD))
+        .is_ok_and(|hash| Argon2::default().verify_password(password.expose_secret().as_bytes(), &hash).is_ok());
+    fits && kept.is_some()
+}
+
 /// SHA-256 (32 bytes). Only for secrets that we made ourselves: they are too random to be guessed from it.
 #[must_use]
 pub fn hash_secret(secret: &str) -> Vec<u8> {
@@ -338,6 +406,29 @@ mod tests {
         let after = Vault::from_config(&Config::load(None, [data, set]).unwrap()).unwrap();
         assert_eq!(after.open(b"x", &sealed).unwrap().expose_secret(), "token");
         assert!(after.needs_reseal(&sealed));
+    }
+
+    #[test]
+    fn a_signature_is_of_its_purpose_message_and_key() {
+        let vault = Vault::new(&key(1), &[]).unwrap();
+        let signature = vault.sign("a", b"message");
+        assert!(vault.is_signed("a", b"message", &signature));
+        assert!(!vault.is_signed("b", b"message", &signature) && !vault.is_signed("a", b"massage", &signature));
+        assert!(!vault.is_signed("a", b"message", &signature[..31]) && !vault.is_signed("a", b"message", b""));
+        assert!(Vault::new(&key(2), &[key(1)]).unwrap().is_signed("a", b"message", &signature), "an older key");
+        assert!(!Vault::new(&key(2), &[]).unwrap().is_signed("a", b"message", &signature));
+    }
+
+    #[test]
+    fn passwords_are_recognised_and_nothing_else_is() {
+        let kept = hash_password(&secret("correct horse"));
+        assert!(kept.starts_with("$argon2id$v=19$m=19456,t=2,p=1$") && kept != hash_password(&secret("correct horse")));
+        assert!(is_password(&secret("correct horse"), Some(&kept)));
+        assert!(!is_password(&secret("correct horsf"), Some(&kept)) && !is_password(&secret(""), Some(&kept)));
+        assert!(!is_password(&secret("correct horse"), None) && !is_password(&secret("x"), Some("no hash")));
+        // The same work where there is nobody.
+        assert_eq!(kept.split('$').nth(3), NO_PASSWORD.split('$').nth(3));
+        assert!(PasswordHash::new(NO_PASSWORD).is_ok_and(|hash| hash.hash.is_some_and(|hash| hash.len() == 32)));
     }
 
     #[test]

@@ -98,10 +98,38 @@ fn every_operation_says_what_it_does() {
         let own = operation["tags"].as_array().map(Vec::as_slice).unwrap_or_default();
         assert!(own.len() == 1 && own[0].as_str().is_some_and(|tag| tags.contains(tag)), "{name} has tags {own:?}");
         let succeeds = operation["responses"].as_object().expect("responses").iter();
-        let example = succeeds.filter(|(status, _)| status.starts_with('2')).any(|(_, answer)| has_example(answer));
+        let mut succeeds = succeeds.filter(|(status, _)| status.starts_with('2'));
+        // Nothing has no example.
+        let example = succeeds.any(|(_, answer)| answer.get("content").is_none() || has_example(answer));
         assert!(example, "{name} has no example of an answer");
         if let Some(body) = operation.get("requestBody") {
             assert!(has_example(body), "{name} has no example of a body");
+        }
+    }
+}
+
+/// Who may call is said for programs as it is said for people; `tests/it/manage.rs` holds it against what happens.
+#[test]
+fn every_operation_says_who_may_call_it() {
+    let document = document();
+    assert_eq!(document.get("security"), None, "each operation speaks for itself");
+    for (name, operation) in operations(&document) {
+        let security = operation["security"].as_array().unwrap_or_else(|| {
+            panic!(
+                "{name}: end its description with \"Needs the scope `read`.\" (or sync, admin), or give it a `security`"
+            )
+        });
+        for requirement in security.iter().filter_map(Value::as_object) {
+            for (scheme, scopes) in requirement {
+                let scopes: Vec<&str> = scopes.as_array().expect("scopes").iter().filter_map(Value::as_str).collect();
+                match scheme.as_str() {
+                    "api_key" | "open_wearables_api_key" => {
+                        assert!(matches!(scopes[..], ["sync" | "read" | "admin"]), "{name}: {scopes:?}");
+                    }
+                    "developer_token" => assert!(scopes.is_empty(), "{name}: {scopes:?}"),
+                    _ => panic!("{name}: unknown {scheme}"),
+                }
+            }
         }
     }
 }

@@ -88,6 +88,7 @@ async fn prepare(place: &Place) {
         prefix: "ws_bench".to_owned(),
         name: "bench".to_owned(),
         scopes: "sync".to_owned(),
+        created_by: None,
         expires_at: None,
     };
     db.insert_api_key(key, wearsync::clock::Clock::system().now()).await.expect("a key");

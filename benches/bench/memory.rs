@@ -56,6 +56,7 @@ async fn peak(table: &mut Table, activities: u32, points: u32, parts: &str, what
         prefix: "ws_bench".to_owned(),
         name: "bench".to_owned(),
         scopes: "sync,read".to_owned(),
+        created_by: None,
         expires_at: None,
     };
     rig.engine.db.insert_api_key(key, Clock::system().now()).await.expect("a key");

@@ -1,14 +1,21 @@
 -- Who runs this service, and what they let others do.
 
+-- A token that was given out before password_changed_at no longer works.
 create table developers (
     id uuid primary key,
     email text not null unique,
     first_name text,
     last_name text,
-    password_hash text not null,
     created_at timestamptz not null,
-    updated_at timestamptz not null
+    updated_at timestamptz not null,
+    password_changed_at timestamptz not null,
+    password_hash text not null
 );
+
+-- Keys made from the command line have no maker.
+alter table api_keys add column created_by uuid references developers (id) on delete set null;
+-- Another key has taken this one's place; until then both work.
+alter table api_keys add column retires_at timestamptz;
 
 -- The secret of an application is shown once; its digest is kept.
 create table applications (
@@ -22,14 +29,13 @@ create table applications (
 );
 create index applications_developer on applications (developer_id);
 
--- Single use: whoever shows one gets the next one, and this one is revoked.
+-- Single use: whoever shows one gets the next one, and this row is gone. app_id: on whose word a user's token was given.
 create table refresh_tokens (
     hash bytea primary key,
     developer_id uuid references developers (id) on delete cascade,
     user_id uuid references users (id) on delete cascade,
-    app_id text,
     created_at timestamptz not null,
-    revoked_at timestamptz,
+    app_id text,
     check ((developer_id is null) <> (user_id is null))
 );
 create index refresh_tokens_developer on refresh_tokens (developer_id) where developer_id is not null;

@@ -17,6 +17,8 @@ const TRY_AGAIN_S: u32 = 5;
 pub(super) enum Error {
     /// No key, or none that works.
     Unauthorized { detail: &'static str },
+    /// A developer's token is needed, or a secret that stands for one, and there is none that works.
+    BadToken { detail: &'static str },
     /// The key works, but not for this.
     Forbidden { scope: &'static str },
     /// The first thing that is wrong with path, query, header or body.
@@ -66,7 +68,7 @@ impl Error {
     fn status(&self) -> StatusCode {
         match self {
             Self::Invalid(_) => StatusCode::BAD_REQUEST,
-            Self::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
+            Self::Unauthorized { .. } | Self::BadToken { .. } => StatusCode::UNAUTHORIZED,
             Self::Forbidden { .. } => StatusCode::FORBIDDEN,
             Self::NotFound { .. } | Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
@@ -81,7 +83,7 @@ impl Error {
     fn code(&self) -> &'static str {
         match self {
             Self::Invalid(_) => "invalid_request",
-            Self::Unauthorized { .. } => "unauthorized",
+            Self::Unauthorized { .. } | Self::BadToken { .. } => "unauthorized",
             Self::Forbidden { .. } => "insufficient_scope",
             Self::NotFound { code, .. } | Self::Conflict { code, .. } => code,
             Self::NoRoute => "unknown_path",
@@ -96,7 +98,9 @@ impl Error {
 
     fn detail(&self) -> String {
         match self {
-            Self::Unauthorized { detail } | Self::Conflict { detail, .. } => (*detail).to_owned(),
+            Self::Unauthorized { detail } | Self::BadToken { detail } | Self::Conflict { detail, .. } => {
+                (*detail).to_owned()
+            }
             Self::Forbidden { scope } => format!("API key lacks the scope '{scope}'"),
             Self::Invalid(detail) | Self::NotFound { detail, .. } | Self::Unsupported(detail) => detail.clone(),
             Self::TooLarge => "Request body is larger than 1 MiB".to_owned(),
@@ -111,6 +115,9 @@ impl Error {
     fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Unauthorized { .. } => Some("send a key in the header X-API-Key; `wearsync keys create` makes one"),
+            Self::BadToken { .. } => {
+                Some("log in with POST /api/v1/auth/login and send its access_token as `Authorization: Bearer`")
+            }
             Self::Forbidden { .. } => Some("use a key with this scope, or one with the scope admin"),
             Self::NotFound { hint, .. } => *hint,
             Self::Conflict { .. } | Self::Invalid(_) | Self::TooLarge | Self::Method => None,
@@ -126,6 +133,9 @@ impl Error {
         let body =
             Body { detail: self.detail(), code: self.code(), hint: self.hint(), request_id: request_id.to_owned() };
         let mut response = (self.status(), Json(body)).into_response();
+        if matches!(self, Self::BadToken { .. }) {
+            set(&mut response, header::WWW_AUTHENTICATE, "Bearer");
+        }
         if matches!(self, Self::Unavailable | Self::TimedOut) {
             retry_after(&mut response, i64::from(TRY_AGAIN_S));
         }
@@ -180,6 +190,9 @@ impl From<storage::Error> for Error {
                 detail: "User with this external_user_id already exists.",
                 code: "duplicate_external_user_id",
             },
+            storage::Error::Duplicate { constraint } if constraint.contains("developers") => {
+                Self::Conflict { detail: "A developer with this email already exists", code: "duplicate_email" }
+            }
             storage::Error::Duplicate { constraint } if constraint.contains("email") => {
                 Self::Conflict { detail: "User with this email already exists.", code: "duplicate_email" }
             }

@@ -4,15 +4,17 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
-use axum::http::HeaderMap;
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, header};
 use chrono::{DateTime, NaiveDate, NaiveDateTime, Utc};
+use secrecy::SecretString;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::App;
 use super::error::Error;
-use crate::storage::ApiKey;
+use super::token::{self, Token};
+use crate::storage::{ApiKey, Bearer, Developer};
 use crate::vault;
 
 /// Seconds between two notes of a key's use.
@@ -20,13 +22,18 @@ const TOUCH_S: i64 = 60;
 
 /// The text of paths that the mirrored API documents with it.
 pub(super) const BAD_KEY: &str = "Invalid or missing API key";
-const NO_KEY: &str = "Authentication required: provide JWT token or API key";
+const NOTHING: &str = "Authentication required: provide JWT token or API key";
+const BAD_TOKEN: &str = "Could not validate credentials";
+const SDK_TOKEN: &str = "SDK tokens cannot access this endpoint";
 
 // ---- who asks -----------------------------------------------------------------------------------------------------
 
-/// What a key may do.
+/// What a caller may do. A developer may do everything.
 pub(super) trait Scope: Send + Sync + 'static {
     const WORD: &'static str;
+    /// Whether the mirrored API takes a developer's token alone: we take a key with the scope `admin` as well, and
+    /// answer everybody else as it does.
+    const DEVELOPERS: bool;
 }
 
 /// Start and end syncs, make users.
@@ -38,38 +45,109 @@ pub(super) enum MayAdmin {}
 
 impl Scope for MaySync {
     const WORD: &'static str = "sync";
+    const DEVELOPERS: bool = false;
 }
 impl Scope for MayRead {
     const WORD: &'static str = "read";
+    const DEVELOPERS: bool = false;
 }
 impl Scope for MayAdmin {
     const WORD: &'static str = "admin";
+    const DEVELOPERS: bool = true;
 }
 
-/// Proof that the request shows a key that works for `S`. Comes first among a handler's arguments: who may not ask does
-/// not learn what is wrong with the question.
-pub(super) struct Caller<S>(PhantomData<S>);
+/// Proof that the request shows a developer's token, or a key that works for `S`. Comes first among a handler's
+/// arguments: who may not ask does not learn what is wrong with the question.
+pub(super) struct Caller<S> {
+    /// The developer; `None`: a key asks, which belongs to nobody.
+    pub(super) developer: Option<Uuid>,
+    scope: PhantomData<S>,
+}
 
 impl<S: Scope> FromRequestParts<Arc<App>> for Caller<S> {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Error> {
-        let path = parts.uri.path();
-        let mirrored = path.starts_with("/api/v1/users");
-        let hash = key_hash(&parts.headers).ok_or(missing_key(mirrored))?;
-        let key = app.state.engine.db.find_api_key(&hash).await?;
-        allow(app, key, S::WORD)?;
-        Ok(Self(PhantomData))
+        let shown = Credentials::read(app, &parts.headers);
+        let developer = shown.developer(app).await?.map(|developer| developer.id);
+        if developer.is_none() {
+            match &shown.key_hash {
+                Some(hash) => {
+                    let key = app.state.engine.db.find_api_key(hash).await?;
+                    allow(app, key, S::WORD).map_err(|error| match error {
+                        Error::Unauthorized { .. } if S::DEVELOPERS => Error::BadToken { detail: BAD_TOKEN },
+                        error => error,
+                    })?;
+                }
+                None if S::DEVELOPERS => return Err(shown.no_developer()),
+                None => return Err(Error::Unauthorized { detail: NOTHING }),
+            }
+        }
+        Ok(Self { developer, scope: PhantomData })
     }
 }
 
-/// The answer to a request without a key; the mirrored API has two texts for it.
+/// The developer who asks, for what is the developer's own. A key belongs to nobody, whatever its scopes: it is
+/// answered as no token is.
+pub(super) struct Myself(pub(super) Developer);
+
+impl FromRequestParts<Arc<App>> for Myself {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Error> {
+        let shown = Credentials::read(app, &parts.headers);
+        shown.developer(app).await?.map(Self).ok_or_else(|| shown.no_developer())
+    }
+}
+
+/// What a request shows, before the database is asked. A token that we did not make, or that is over, is as none.
+pub(super) struct Credentials {
+    /// A developer's token.
+    pub(super) bearer: Option<Bearer>,
+    /// Whether there is a user's token.
+    sdk: bool,
+    /// The digest of a key.
+    pub(super) key_hash: Option<Vec<u8>>,
+}
+
+impl Credentials {
+    pub(super) fn read(app: &App, headers: &HeaderMap) -> Self {
+        let engine = &app.state.engine;
+        let text = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let token = text.and_then(|text| {
+            let (scheme, token) = text.split_once(' ')?;
+            scheme
+                .eq_ignore_ascii_case("bearer")
+                .then(|| token::read(&engine.vault, token.trim(), engine.clock.now()))?
+        });
+        let bearer = match token {
+            Some(Token::Developer(bearer)) => Some(bearer),
+            _ => None,
+        };
+        Self { bearer, sdk: token == Some(Token::Sdk), key_hash: key_hash(headers) }
+    }
+
+    /// The developer whose token this is.
+    pub(super) async fn developer(&self, app: &App) -> Result<Option<Developer>, Error> {
+        match self.bearer {
+            Some(bearer) => Ok(app.state.engine.db.find_developer(bearer).await?),
+            None => Ok(None),
+        }
+    }
+
+    /// The answer where a developer's token is needed and there is none.
+    pub(super) fn no_developer(&self) -> Error {
+        Error::BadToken { detail: if self.sdk { SDK_TOKEN } else { BAD_TOKEN } }
+    }
+}
+
+/// The answer to a request that shows nothing; the mirrored API has two texts for it.
 pub(super) fn missing_key(mirrored: bool) -> Error {
-    Error::Unauthorized { detail: if mirrored { NO_KEY } else { BAD_KEY } }
+    Error::Unauthorized { detail: if mirrored { NOTHING } else { BAD_KEY } }
 }
 
 /// The digest of the key that a request shows.
-pub(super) fn key_hash(headers: &HeaderMap) -> Option<Vec<u8>> {
+fn key_hash(headers: &HeaderMap) -> Option<Vec<u8>> {
     let key = headers.get("x-api-key").or_else(|| headers.get("x-open-wearables-api-key"))?;
     if key.is_empty() {
         return None;
@@ -271,15 +349,65 @@ impl FromRequest<Arc<App>> for JsonBody {
         if bytes.is_empty() {
             return Err(invalid("Field required"));
         }
-        match serde_json::from_slice(&bytes) {
+        Self::parse(&bytes)
+    }
+}
+
+/// A JSON object as body, or no body.
+pub(super) struct MaybeBody(pub(super) JsonBody);
+
+impl FromRequest<Arc<App>> for MaybeBody {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Error> {
+        let bytes = axum::body::Bytes::from_request(request, app).await?;
+        let nothing = matches!(bytes.trim_ascii(), b"" | b"null");
+        if nothing { Ok(Self(JsonBody(Map::new()))) } else { JsonBody::parse(&bytes).map(Self) }
+    }
+}
+
+impl JsonBody {
+    fn parse(bytes: &[u8]) -> Result<Self, Error> {
+        match serde_json::from_slice(bytes) {
             Ok(Value::Object(map)) => Ok(Self(map)),
             Ok(_) => Err(invalid("Input should be a valid dictionary")),
             Err(error) => Err(Error::Invalid(format!("JSON decode error - {error}"))),
         }
     }
-}
 
-impl JsonBody {
+    /// A member as it came, null included.
+    pub(super) fn take(&mut self, name: &str) -> Option<Value> {
+        self.0.remove(name)
+    }
+
+    /// A text that must be there.
+    pub(super) fn required(&mut self, name: &str, most: usize) -> Result<String, Error> {
+        if !self.0.contains_key(name) {
+            return Err(invalid("Field required"));
+        }
+        self.text(name, most)?.ok_or_else(|| invalid("Input should be a valid string"))
+    }
+
+    /// A text that must be there, and is not shown to anybody.
+    pub(super) fn secret(&mut self, name: &str, least: usize) -> Result<SecretString, Error> {
+        let text = self.required(name, 4096)?;
+        if text.chars().count() < least {
+            return Err(Error::Invalid(format!("String should have at least {least} characters")));
+        }
+        Ok(SecretString::from(text))
+    }
+
+    /// A whole number, where the member is there and not null.
+    pub(super) fn integer(&mut self, name: &str, least: i64, most: i64) -> Result<Option<i64>, Error> {
+        match self.0.remove(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Number(number)) if number.is_i64() => {
+                number.as_i64().map(|number| bounded(number, least, most)).transpose()
+            }
+            Some(_) => Err(invalid("Input should be a valid integer")),
+        }
+    }
+
     /// A text, where the member is there and not null.
     pub(super) fn text(&mut self, name: &str, most: usize) -> Result<Option<String>, Error> {
         match self.0.remove(name) {

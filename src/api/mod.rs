@@ -4,13 +4,17 @@
 //! who shows no key that works learns nothing else; a 2xx to a sync is on disk; no answer and no log line quotes a
 //! secret or an inner error.
 
+mod applications;
+mod auth;
 mod connections;
 mod error;
 mod extract;
+mod keys;
 mod openapi;
 mod service;
 mod sync;
 mod tasks;
+mod token;
 mod users;
 mod watch;
 
@@ -37,7 +41,9 @@ use uuid::Uuid;
 
 use crate::sync::Engine;
 use crate::telemetry;
+pub use auth::{PASSWORD_LEAST, developer_email};
 use error::Error;
+pub use keys::{OVERLAP_MOST_S, OVERLAP_S};
 
 /// Bodies beyond this are refused.
 const BODY_LIMIT: usize = 1 << 20;
@@ -61,8 +67,17 @@ struct App {
     state: ApiState,
     /// When this process last noted the use of a key.
     touched: Mutex<HashMap<Uuid, DateTime<Utc>>>,
+    /// Passwords that are being looked at.
+    passwords: auth::Passwords,
     /// The document, as served.
     document: Bytes,
+}
+
+impl App {
+    fn new(state: ApiState) -> Self {
+        let (touched, passwords) = (Mutex::default(), auth::Passwords::default());
+        Self { state, touched, passwords, document: document_json().into() }
+    }
 }
 
 fn routes() -> OpenApiRouter<Arc<App>> {
@@ -79,6 +94,19 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(watch::list_sync_events))
         .routes(routes!(watch::list_user_sync_runs))
         .routes(routes!(watch::list_sync_runs))
+        .routes(routes!(auth::login))
+        .routes(routes!(auth::logout))
+        .routes(routes!(auth::change_password))
+        .routes(routes!(auth::get_me, auth::update_me))
+        .routes(routes!(keys::list_keys, keys::create_key))
+        .routes(routes!(keys::rename_key, keys::revoke_key))
+        .routes(routes!(keys::rotate_key))
+        .routes(routes!(applications::list_applications, applications::create_application))
+        .routes(routes!(applications::delete_application))
+        .routes(routes!(applications::rotate_application_secret))
+        .routes(routes!(applications::create_user_token))
+        .routes(routes!(applications::refresh_token))
+        .routes(routes!(applications::revoke_token))
         .routes(routes!(service::get_root))
         .routes(routes!(service::get_liveness))
         .routes(routes!(service::get_readiness))
@@ -103,7 +131,7 @@ pub fn document_json() -> String {
 
 /// The whole service, ready to be served.
 pub fn router(state: ApiState) -> Router {
-    let app = Arc::new(App { state, touched: Mutex::default(), document: document_json().into() });
+    let app = Arc::new(App::new(state));
     let (router, _) = routes().split_for_parts();
     let docs: Router = SwaggerUi::new("/docs").config(utoipa_swagger_ui::Config::from("/openapi.json")).into();
     router

@@ -4,7 +4,9 @@ use utoipa::openapi::extensions::ExtensionsBuilder;
 use utoipa::openapi::path::{Operation, Parameter};
 use utoipa::openapi::response::Response;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
-use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::security::{
+    ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
+};
 use utoipa::openapi::{Content, Header, Ref, RefOr, ServerBuilder};
 use utoipa::{Modify, OpenApi};
 
@@ -18,8 +20,10 @@ use crate::providers;
     info(
         title = "wearsync",
         description = "Mirrors personal and wearable data into your own database and files.\n\n\
-            Every request shows a key (`wearsync keys create`) in `X-API-Key` or `X-Open-Wearables-API-Key`. Every \
-            answer has an `X-Request-Id`; a sane one that comes with the request is kept. Failures are \
+            Every request shows a key (`wearsync keys create`) in `X-API-Key` or `X-Open-Wearables-API-Key`, or the \
+            token of a developer (`POST /api/v1/auth/login`) in `Authorization: Bearer`. A key has scopes, and each \
+            operation names the one it needs; `admin` stands for all. A developer's token stands for all as well, and is \
+            looked at first: one that does not work is as none. Every answer has an `X-Request-Id`; a sane one that comes with the request is kept. Failures are \
             `{\"detail\": \"<text>\", \"code\": \"<word>\", \"hint\": \"<text>\", \"request_id\": \"<id>\"}`.",
         license(name = "MIT", identifier = "MIT"),
     ),
@@ -29,12 +33,19 @@ use crate::providers;
         (name = "tasks", description = "What became of a sync"),
         (name = "users", description = "Whose data"),
         (name = "connections", description = "From where, and how complete"),
+        (name = "developers", description = "Who runs this service"),
+        (name = "keys", description = "Which programs may call it"),
+        (name = "applications", description = "Which programs may give out tokens for users"),
         (name = "service", description = "The service itself"),
     ),
     components(schemas(super::error::Body, super::sync::SyncQueued, super::sync::SyncDone)),
     modifiers(&Keys),
 )]
 pub(super) struct Document;
+
+/// How keys may be sent.
+const KEYS: [&str; 2] = ["api_key", "open_wearables_api_key"];
+const DEVELOPER: &str = "developer_token";
 
 struct Keys;
 
@@ -51,8 +62,11 @@ impl Modify for Keys {
             let key = ApiKey::Header(ApiKeyValue::with_description(header, "A key made by `wearsync keys create`"));
             components.add_security_scheme(name, SecurityScheme::ApiKey(key));
         }
-        let either = ["api_key", "open_wearables_api_key"].map(|name| SecurityRequirement::new(name, [""; 0]));
-        document.security = Some(either.to_vec());
+        let token = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .bearer_format("JWT")
+            .description(Some("The access token of a developer, made by `POST /api/v1/auth/login`"));
+        components.add_security_scheme(DEVELOPER, SecurityScheme::Http(token.build()));
     }
 }
 
@@ -61,11 +75,24 @@ pub(super) fn finish(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi:
     for item in document.paths.paths.values_mut() {
         let methods = [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete, &mut item.put];
         for operation in methods.into_iter().flatten() {
+            access(operation);
             words(operation);
             failures(operation);
         }
     }
     document
+}
+
+/// Says for programs what the description says for people: the scope that a key needs. A test holds both against what
+/// each operation does.
+fn access(operation: &mut Operation) {
+    let description = operation.description.as_deref().unwrap_or_default().replace('\n', " ");
+    let scope = description.split_once("Needs the scope `").and_then(|(_, rest)| Some(rest.split_once('`')?.0));
+    if let (None, Some(scope)) = (&operation.security, scope) {
+        let keys = KEYS.map(|name| SecurityRequirement::new(name, [scope]));
+        let developer = SecurityRequirement::new(DEVELOPER, [""; 0]);
+        operation.security = Some(keys.into_iter().chain([developer]).collect());
+    }
 }
 
 /// Value lists come from the code that checks them.
@@ -113,10 +140,14 @@ fn set_words(parameter: &mut Parameter, words: &[&str], names: Option<Vec<&str>>
 fn failures(operation: &mut Operation) {
     let mut common = vec![("500", "Our fault; the log has the request id")];
     // An empty requirement says that no key is needed.
-    if operation.security.is_none() {
+    let needs: Vec<_> =
+        operation.security.iter().flatten().filter(|it| **it != SecurityRequirement::default()).collect();
+    if !needs.is_empty() {
+        if needs.iter().any(|it| **it != SecurityRequirement::new(DEVELOPER, [""; 0])) {
+            common.push(("403", "The key lacks the scope; `code` is `insufficient_scope`"));
+        }
         common.extend([
-            ("401", "No key, or one that does not work"),
-            ("403", "The key lacks the scope; `code` is `insufficient_scope`"),
+            ("401", "No key or token, or one that does not work"),
             ("503", "The database is away, or the answer took too long"),
         ]);
     }

@@ -9,10 +9,11 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
 
 use super::App;
 use super::error::{Error, no_connection, retry_after};
-use super::extract::{self, QueryPairs, allow, instant_ms, integer, invalid, key_hash, missing_key, one_of};
+use super::extract::{self, Credentials, QueryPairs, allow, instant_ms, integer, invalid, missing_key, one_of};
 use super::tasks::{Counts, Details, details};
 use crate::model::{Class, DataType, RunReport, RunSource, RunState, SyncRequest, UserId};
 use crate::providers::{Axis, ProviderSpec};
@@ -194,21 +195,31 @@ async fn trigger(
     mirrored: bool,
 ) -> Result<Response, Error> {
     let engine = &app.state.engine;
-    let hash = key_hash(headers).ok_or(missing_key(mirrored))?;
-    let asked = match Asked::read(app, path, query.unwrap_or_default(), headers) {
-        Ok(asked) => asked,
-        // Who may not ask does not learn what is wrong with the question.
-        Err(error) => {
-            allow(app, engine.db.find_api_key(&hash).await?, "sync")?;
-            return Err(error);
+    let shown = Credentials::read(app, headers);
+    if shown.bearer.is_none() && shown.key_hash.is_none() {
+        return Err(missing_key(mirrored));
+    }
+    let asked = Asked::read(app, path, query.unwrap_or_default(), headers);
+    // Who may not ask does not learn what is wrong with the question.
+    let (user, provider) = asked.as_ref().map_or((UserId(Uuid::nil()), ""), |it| (it.user, it.setup.spec().name.0));
+    let access = engine.db.find_access(shown.bearer, shown.key_hash.as_deref(), user, provider).await?;
+    if !access.is_developer {
+        if shown.key_hash.is_none() {
+            return Err(missing_key(mirrored));
         }
-    };
+        allow(app, access.key.clone(), "sync")?;
+    }
+    let asked = asked?;
     let spec = asked.setup.spec();
-    let access = engine.db.find_access(&hash, asked.user, spec.name.0).await?;
-    let key = allow(app, access.key.clone(), "sync")?;
-    let connection = connection(&access)?;
     let digest = asked.once.as_ref().map(|_| asked.digest());
-    let once = asked.once.as_deref().zip(digest.as_deref()).map(|(word, digest)| (key.id, word, digest));
+    let once = match (asked.once.as_deref(), digest.as_deref()) {
+        (Some(word), Some(digest)) => {
+            let key = access.key.as_ref().ok_or_else(|| invalid("Idempotency-Key needs an API key"))?;
+            Some((key.id, word, digest))
+        }
+        _ => None,
+    };
+    let connection = connection(&access)?;
     let (class, source) = (Class::Interactive, RunSource::Pull);
     let accepted = sync::submit(engine, asked.setup, connection, &asked.request, class, source, once).await?;
     let accepted = accepted.ok_or_else(|| no_connection("no_connection"))?;

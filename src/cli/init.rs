@@ -114,7 +114,7 @@ fn question(text: &str, default: Option<&str>) -> anyhow::Result<String> {
 }
 
 /// As [`question`], with what is typed not shown.
-fn hidden(text: &str) -> anyhow::Result<String> {
+pub(crate) fn hidden(text: &str) -> anyhow::Result<String> {
     let off = io::stdin().is_terminal() && echo(false);
     let answer = question(text, None);
     if off {

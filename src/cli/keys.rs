@@ -1,5 +1,7 @@
 //! `wearsync keys`: who may call the API.
 
+use std::ops::RangeInclusive;
+
 use chrono::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use secrecy::ExposeSecret as _;
@@ -9,12 +11,10 @@ use uuid::Uuid;
 use super::Session;
 use super::exit::{Exit, Outcome, usage};
 use super::output::{iso, remark, table, time, time_or_dash};
+use crate::api::OVERLAP_MOST_S;
 use crate::clock::Clock;
-use crate::storage::{ApiKey, Db, NewApiKey};
+use crate::storage::{ApiKey, Db, NewApiKey, NextApiKey};
 use crate::vault;
-
-/// Characters of the secret that are kept to tell keys apart; the 33 others are too many to guess.
-const PREFIX: usize = 10;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -22,6 +22,22 @@ pub(crate) enum Command {
     Create(Create),
     /// List all keys, the newest first; secrets are not kept and cannot be shown
     List,
+    /// Give a key another name
+    Rename {
+        /// Its id, as listed
+        id: Uuid,
+        /// What it is for
+        #[arg(long)]
+        name: String,
+    },
+    /// Make a key that takes another one's place, with its name and scopes; prints its secret, this once
+    Rotate {
+        /// Its id, as listed
+        id: Uuid,
+        /// How long the old key goes on working: 24h, 30m, 7d, or 0s; at most 30d
+        #[arg(long, value_name = "TIME", default_value = "24h", value_parser = parse_overlap)]
+        overlap: Duration,
+    },
     /// End a key at once
     Revoke {
         /// Its id, as listed
@@ -93,8 +109,11 @@ pub(crate) async fn run(session: &Session, command: Command) -> Outcome {
                     .map(|key| {
                         let state = match key.revoked_at {
                             Some(at) => format!("revoked {}", time(at)),
+                            None if key.retires_at.is_some_and(|at| at <= now) => "replaced".to_owned(),
                             None if !key.is_valid(now) => "expired".to_owned(),
-                            None => "valid".to_owned(),
+                            None => {
+                                key.retires_at.map_or_else(|| "valid".to_owned(), |at| format!("until {}", time(at)))
+                            }
                         };
                         vec![
                             key.id.to_string(),
@@ -112,15 +131,38 @@ pub(crate) async fn run(session: &Session, command: Command) -> Outcome {
                 table(&head, &rows, "no keys: `wearsync keys create --name …` makes one")
             })?;
         }
+        Command::Rename { id, name } => {
+            let key = db.rename_api_key(id, Some(name)).await?.ok_or_else(|| unknown(id))?;
+            session.out.show(&key_json(&key), || format!("{id} is now {}", key.name))?;
+        }
+        Command::Rotate { id, overlap } => {
+            let secret = vault::new_api_key();
+            let now = clock.now();
+            let next = NextApiKey {
+                hash: vault::hash_secret(secret.expose_secret()),
+                prefix: vault::key_prefix(&secret),
+                created_by: None,
+                old_until: now + overlap,
+            };
+            let key = db.rotate_api_key(id, next, now).await?.ok_or_else(|| unknown(id))?;
+            let mut answer = key_json(&key);
+            answer["key"] = json!(secret.expose_secret());
+            session.out.show(&answer, || secret.expose_secret().to_owned())?;
+            remark(&format!("keep it: it is not shown again; the old key works until {}", time(now + overlap)));
+        }
         Command::Revoke { id } => {
-            if !db.revoke_api_key(id, clock.now()).await? {
-                return Err(usage(format!("no key has the id {id}: `wearsync keys list` shows them")));
+            if db.revoke_api_key(id, clock.now()).await?.is_none() {
+                return Err(unknown(id));
             }
             session.out.show(&json!({ "id": id, "revoked": true }), || format!("revoked {id}"))?;
         }
     }
     app.close().await;
     Ok(Exit::Done)
+}
+
+fn unknown(id: Uuid) -> anyhow::Error {
+    usage(format!("no key that works has the id {id}: `wearsync keys list` shows them"))
 }
 
 /// Makes a key and answers it with its secret, which nobody can show again.
@@ -132,19 +174,19 @@ pub(crate) async fn make(
     life: Option<Duration>,
 ) -> anyhow::Result<(ApiKey, String)> {
     let secret = vault::new_api_key();
-    let secret = secret.expose_secret();
     let now = clock.now();
     let mut scopes = scopes.to_vec();
     scopes.sort_unstable();
     scopes.dedup();
     let new = NewApiKey {
-        hash: vault::hash_secret(secret),
-        prefix: secret.chars().take(PREFIX).collect(),
+        hash: vault::hash_secret(secret.expose_secret()),
+        prefix: vault::key_prefix(&secret),
         name: name.to_owned(),
         scopes: scopes.iter().map(|scope| scope.word()).collect::<Vec<_>>().join(","),
+        created_by: None,
         expires_at: life.map(|life| now + life),
     };
-    Ok((db.insert_api_key(new, now).await?, secret.to_owned()))
+    Ok((db.insert_api_key(new, now).await?, secret.expose_secret().to_owned()))
 }
 
 fn key_json(key: &ApiKey) -> Value {
@@ -155,6 +197,7 @@ fn key_json(key: &ApiKey) -> Value {
         "scopes": key.scopes.split(',').collect::<Vec<_>>(),
         "created_at": iso(key.created_at),
         "expires_at": key.expires_at.map(iso),
+        "retires_at": key.retires_at.map(iso),
         "revoked_at": key.revoked_at.map(iso),
         "last_used_at": key.last_used_at.map(iso),
     })
@@ -162,7 +205,16 @@ fn key_json(key: &ApiKey) -> Value {
 
 /// Reads `30d`, `12h`, `90m`, `45s`; at most ten years.
 fn parse_life(text: &str) -> Result<Duration, String> {
-    let form = || format!("`{text}` is no time: write 30d, 12h, 90m or 45s, at most 3650d");
+    parse_time(text, 1..=3650 * 86_400, "3650d")
+}
+
+/// The same from nothing to 30 days.
+fn parse_overlap(text: &str) -> Result<Duration, String> {
+    parse_time(text, 0..=OVERLAP_MOST_S, "30d")
+}
+
+fn parse_time(text: &str, range: RangeInclusive<i64>, most: &str) -> Result<Duration, String> {
+    let form = || format!("`{text}` is no time: write 30d, 12h, 90m or 45s, at most {most}");
     let unit = text.chars().last().ok_or_else(form)?;
     let seconds = match unit {
         'd' => 86_400,
@@ -172,7 +224,7 @@ fn parse_life(text: &str) -> Result<Duration, String> {
         _ => return Err(form()),
     };
     let number: i64 = text.strip_suffix(unit).and_then(|digits| digits.parse().ok()).ok_or_else(form)?;
-    let seconds = number.checked_mul(seconds).filter(|s| (1..=3650 * 86_400).contains(s)).ok_or_else(form)?;
+    let seconds = number.checked_mul(seconds).filter(|s| range.contains(s)).ok_or_else(form)?;
     Ok(Duration::seconds(seconds))
 }
 
@@ -185,6 +237,8 @@ mod tests {
         for (text, seconds) in [("30d", 2_592_000), ("12h", 43_200), ("90m", 5400), ("45s", 45)] {
             assert_eq!(parse_life(text), Ok(Duration::seconds(seconds)));
         }
+        assert_eq!(parse_overlap("0s"), Ok(Duration::zero()));
+        assert!(parse_overlap("31d").is_err() && parse_overlap("-1s").is_err());
         for text in ["", "d", "30", "0d", "-1d", "1.5h", "3651d", "99999999999999999d", "1ä"] {
             assert!(parse_life(text).is_err(), "{text}");
         }

@@ -6,6 +6,7 @@
 mod connections;
 #[cfg(feature = "simulator")]
 mod demo;
+mod developers;
 mod doctor;
 mod exit;
 mod follow;
@@ -76,6 +77,9 @@ enum Command {
     /// Who may call the API
     #[command(subcommand)]
     Keys(keys::Command),
+    /// Who runs this service and may log in
+    #[command(subcommand)]
+    Developers(developers::Command),
     /// Which provider a user's data comes from
     #[command(subcommand)]
     Connections(connections::Command),
@@ -134,6 +138,7 @@ async fn run(cli: Cli) -> Outcome {
         Command::Sync(sync) => sync::run(&session, sync).await,
         Command::Users(command) => users::run(&session, command).await,
         Command::Keys(command) => keys::run(&session, command).await,
+        Command::Developers(command) => developers::run(&session, command).await,
         Command::Connections(command) => connections::run(&session, command).await,
         Command::Runs(command) => runs::run(&session, command).await,
         Command::Watch(watch) => watch::run(&session, watch).await,
@@ -235,6 +240,12 @@ mod tests {
         assert_eq!(wrong(&["keys", "create"]), ErrorKind::MissingRequiredArgument);
         assert_eq!(wrong(&["keys", "create", "--name", "x", "--scopes", "write"]), ErrorKind::InvalidValue);
         assert_eq!(wrong(&["keys", "revoke", "1"]), ErrorKind::ValueValidation);
+        assert_eq!(
+            wrong(&["keys", "rename", "550e8400-e29b-41d4-a716-446655440000"]),
+            ErrorKind::MissingRequiredArgument
+        );
+        assert_eq!(wrong(&["developers", "create", "--email", "ada"]), ErrorKind::ValueValidation);
+        assert_eq!(wrong(&["developers", "create"]), ErrorKind::MissingRequiredArgument);
         assert_eq!(wrong(&["runs", "show", "1"]), ErrorKind::ValueValidation);
         assert_eq!(wrong(&["connections", "add", "--provider", "strava"]), ErrorKind::MissingRequiredArgument);
         let both =

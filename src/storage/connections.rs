@@ -3,7 +3,7 @@ use chrono::{DateTime, Utc};
 use super::api_keys::ApiKey;
 use super::db::{accept, read, transaction};
 use super::run_events::{Told, is_crossed, tell};
-use super::{Db, Result};
+use super::{Bearer, Db, Result};
 use crate::model::{AccountId, ConnectionId, RunId, UserId};
 
 /// One of our users bound to an account.
@@ -59,6 +59,8 @@ pub struct Target {
 /// What one look-up tells of a request: who asks, and what for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Access {
+    /// Whether the developer's token works.
+    pub is_developer: bool,
     /// The key, if the secret is one of ours.
     pub key: Option<ApiKey>,
     /// Whether the user exists.
@@ -69,12 +71,15 @@ pub struct Access {
 
 #[derive(sqlx::FromRow)]
 struct AccessRow {
+    is_developer: bool,
+    key_created_by: Option<uuid::Uuid>,
     key_id: Option<uuid::Uuid>,
     prefix: Option<String>,
     name: Option<String>,
     scopes: Option<String>,
     key_created_at: Option<DateTime<Utc>>,
     expires_at: Option<DateTime<Utc>>,
+    retires_at: Option<DateTime<Utc>>,
     revoked_at: Option<DateTime<Utc>>,
     last_used_at: Option<DateTime<Utc>>,
     user_id: Option<UserId>,
@@ -88,29 +93,39 @@ const COLUMNS: &str =
     c.updated_at";
 
 impl Db {
-    /// Key, user and connection of a sync request in one round trip.
+    /// Developer, key, user and connection of a sync request in one round trip.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn find_access(&self, key_hash: &[u8], user: UserId, provider: &str) -> Result<Access> {
-        let sql = "select k.id as key_id, k.prefix, k.name, k.scopes, k.created_at as key_created_at, k.expires_at,
-                k.revoked_at, k.last_used_at, u.id as user_id, c.id as connection_id, c.status,
+    pub async fn find_access(
+        &self,
+        bearer: Option<Bearer>,
+        key_hash: Option<&[u8]>,
+        user: UserId,
+        provider: &str,
+    ) -> Result<Access> {
+        let sql = "select d.id is not null as is_developer, k.created_by as key_created_by, k.id as key_id, k.prefix, k.name, k.scopes, k.created_at as key_created_at, k.expires_at,
+                k.retires_at, k.revoked_at, k.last_used_at, u.id as user_id, c.id as connection_id, c.status,
                 a.status as account_status
             from (select 1 as one) o
             left join api_keys k on k.hash = $1
             left join users u on u.id = $2
             left join connections c on c.user_id = u.id and c.provider = $3 and c.status <> 'replaced'
-            left join accounts a on a.id = c.account_id";
-        let row: AccessRow =
-            read!(self, p => sqlx::query_as(sql).bind(key_hash).bind(user).bind(provider).fetch_one(p).await?);
+            left join accounts a on a.id = c.account_id
+            left join developers d on d.id = $4 and d.password_changed_at <= $5";
+        let (developer, issued_at) = (bearer.map(|it| it.developer), bearer.map(|it| it.issued_at));
+        let row: AccessRow = read!(self, p => sqlx::query_as(sql)
+            .bind(key_hash).bind(user).bind(provider).bind(developer).bind(issued_at).fetch_one(p).await?);
         let key = match (row.key_id, row.prefix, row.name, row.scopes, row.key_created_at) {
             (Some(id), Some(prefix), Some(name), Some(scopes), Some(created_at)) => Some(ApiKey {
                 id,
                 prefix,
                 name,
                 scopes,
+                created_by: row.key_created_by,
                 created_at,
                 expires_at: row.expires_at,
+                retires_at: row.retires_at,
                 revoked_at: row.revoked_at,
                 last_used_at: row.last_used_at,
             }),
@@ -122,7 +137,7 @@ impl Db {
             }
             _ => None,
         };
-        Ok(Access { key, user_exists: row.user_id.is_some(), target })
+        Ok(Access { is_developer: row.is_developer, key, user_exists: row.user_id.is_some(), target })
     }
 
     /// Binds a user to an account: makes the connection, or brings the one it has for this provider to this account.

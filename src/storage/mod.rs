@@ -6,30 +6,38 @@
 
 mod accounts;
 mod api_keys;
+mod applications;
 mod connections;
 mod db;
+mod developers;
 mod error;
 mod exports;
 mod page;
+mod provider_settings;
 mod quotas;
 mod records;
 mod run_events;
+mod refresh_tokens;
 mod runs;
 mod users;
 mod windows;
 
 pub use accounts::{Account, NewAccount, RefreshFailure, RefreshLease};
-pub use api_keys::{ApiKey, NewApiKey};
+pub use api_keys::{ApiKey, NewApiKey, NextApiKey};
+pub use applications::Application;
 pub use connections::{Access, Connection, ConnectionView, Target};
 pub use db::{Db, WorkingLock};
+pub use developers::{Bearer, Developer, DeveloperChange, NewDeveloper};
 pub use error::{Error, Result};
 pub use exports::{ExportPart, RecordRow as ExportRecord, SummaryRow};
 pub use page::{
     Boundary, ChunkWrite, Fence, NewPart, PageState, PageWrite, PartFix, PartRow, RecordRow, RecordWrite, WantedWrite,
     WindowMove,
 };
+pub use provider_settings::{ProviderChange, ProviderSetting};
 pub use records::{Counts, WantedPart};
 pub use run_events::{RunEvent, RunEventFilter};
+pub use refresh_tokens::TokenOwner;
 pub use runs::{Accepted, Claim, NewRun, Run, RunFilter, Settle};
 pub use users::{NewUser, User, UserFilter, UserPage, UserRow};
 pub use windows::{Gap, NewWindow, WindowRow};

@@ -230,6 +230,18 @@ pub fn file_batch(files: u64, seconds: f64) {
     histogram!("wearsync_file_batch_seconds").record(seconds);
 }
 
+/// Somebody tried to log in. Who it was is nobody's business who reads logs.
+pub fn login(worked: bool) {
+    let outcome = if worked { "ok" } else { "refused" };
+    info!(outcome, "login");
+    counter!("wearsync_logins_total", "outcome" => outcome).increment(1);
+}
+
+/// A developer has another password.
+pub fn password_changed(developer: uuid::Uuid) {
+    info!(%developer, "password changed");
+}
+
 /// A request was answered. `route` is the pattern (`/api/v1/tasks/{task_id}`), never the path as asked for.
 pub fn http_request(method: &str, route: &str, status: u16, seconds: f64) {
     // A method is text from outside.

@@ -97,6 +97,7 @@ impl Scene {
             prefix: secret[..7].to_owned(),
             name: "crash".to_owned(),
             scopes: "admin".to_owned(),
+            created_by: None,
             expires_at: None,
         };
         self.engine.db.insert_api_key(new, self.engine.clock.now()).await.expect("a key");

@@ -37,6 +37,7 @@ impl Client {
             prefix: "ws_test".to_owned(),
             name: "test".to_owned(),
             scopes: "admin".to_owned(),
+            created_by: None,
             expires_at: None,
         };
         world.engine.db.insert_api_key(new, world.clock.now()).await.expect("a key");

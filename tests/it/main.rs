@@ -8,6 +8,7 @@ mod support;
 mod api;
 mod conformance;
 mod files;
+mod manage;
 mod oracle;
 mod properties;
 mod quota;

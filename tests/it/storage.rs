@@ -348,6 +348,7 @@ async fn key(db: &Db, hash: u8, expires_at: Option<DateTime<Utc>>) -> uuid::Uuid
         prefix: "ws_abc".to_owned(),
         name: "test".to_owned(),
         scopes: "sync,read".to_owned(),
+        created_by: None,
         expires_at,
     };
     db.insert_api_key(new, t0()).await.unwrap().id
@@ -546,18 +547,18 @@ async fn api_keys(shape: Shape) {
     assert!(found.is_valid(s(99)) && !found.is_valid(s(100)));
     assert!(found.allows("sync") && found.allows("read") && !found.allows("admin"));
     assert!(store.db.find_api_key(&[9; 32]).await.unwrap().is_none());
-    assert!(store.db.revoke_api_key(id, s(10)).await.unwrap());
-    assert!(store.db.revoke_api_key(id, s(20)).await.unwrap());
+    assert!(store.db.revoke_api_key(id, s(10)).await.unwrap().is_some());
+    assert!(store.db.revoke_api_key(id, s(20)).await.unwrap().is_some());
     let found = store.db.find_api_key(&[1; 32]).await.unwrap().unwrap();
     assert_eq!((found.revoked_at, found.is_valid(s(11))), (Some(s(10)), false));
-    assert!(!store.db.revoke_api_key(uuid::Uuid::now_v7(), s(10)).await.unwrap());
+    assert!(store.db.revoke_api_key(uuid::Uuid::now_v7(), s(10)).await.unwrap().is_none());
     store.db.touch_api_key(id, s(60)).await.unwrap();
     assert_eq!(store.db.list_api_keys().await.unwrap()[0].last_used_at, Some(s(60)));
     // One look-up tells everything of a request.
-    let access = store.db.find_access(&[1; 32], store.user, "strava").await.unwrap();
+    let access = store.db.find_access(None, Some(&[1; 32]), store.user, "strava").await.unwrap();
     assert_eq!(access.key.map(|key| key.id), Some(id));
     assert_eq!(access.target.map(|target| target.connection_id), Some(store.connection));
-    let access = store.db.find_access(&[9; 32], UserId::new(), "strava").await.unwrap();
+    let access = store.db.find_access(None, Some(&[9; 32]), UserId::new(), "strava").await.unwrap();
     assert!(access.key.is_none() && !access.user_exists && access.target.is_none());
 }
 
