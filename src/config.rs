@@ -33,6 +33,7 @@ const SETTINGS: &[&str] = &[
     "export_dir",
     "bind",
     "inline_timeout",
+    "cors_origins",
     "secret_key",
     "secret_key_file",
     "secret_key_old",
@@ -93,6 +94,8 @@ pub struct Config {
     pub bind: SocketAddr,
     /// How long an `async=false` call waits.
     pub inline_timeout: Duration,
+    /// Origins whose pages may call the API: scheme, host and port.
+    pub cors_origins: Vec<String>,
     /// Encrypts at rest; [`decode_key`] reads it. Unset: a key file in the state folder.
     pub secret_key: Option<SecretString>,
     /// Keys used before, newest first.
@@ -306,6 +309,13 @@ impl Config {
         {
             check(decode_key(key).is_some(), &format!("{name} must be 32 bytes in base64 or hex"));
         }
+        for origin in &self.cors_origins {
+            let parsed = Url::parse(origin).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
+            check(
+                parsed.is_some_and(|url| url.origin().ascii_serialization() == *origin),
+                &format!("WEARSYNC_CORS_ORIGINS holds `{origin}`, which is no origin such as https://app.example.com"),
+            );
+        }
         check(!self.lease.is_zero(), "WEARSYNC_LEASE must be more than 0");
         check(!self.renew.is_zero(), "WEARSYNC_RENEW must be more than 0");
         check(!self.sweep.is_zero(), "WEARSYNC_SWEEP must be more than 0");
@@ -473,6 +483,7 @@ impl Reader {
             data_dir,
             bind: self.bind(),
             inline_timeout: self.duration("inline_timeout"),
+            cors_origins: self.list("cors_origins"),
             secret_key: self.secret_key(),
             secret_key_old: self.list("secret_key_old").into_iter().map(SecretString::from).collect(),
             share_access_tokens: self.flag("share_access_tokens"),
@@ -719,6 +730,15 @@ mod tests {
         assert!(config.share_access_tokens && !config.export_flat && !config.log_json);
         assert!(config.providers.is_empty() && config.warnings.is_empty() && config.secret_key.is_none());
         assert!(config.provider("strava").client_id.is_none());
+    }
+
+    #[test]
+    fn origins_are_written_as_browsers_write_them() {
+        let config = load(&[("WEARSYNC_CORS_ORIGINS", "https://app.example.com, http://localhost:3000")]).unwrap();
+        assert_eq!(config.cors_origins, ["https://app.example.com", "http://localhost:3000"]);
+        for bad in ["*", "app.example.com", "https://app.example.com/", "https://App.example.com", "ftp://x", "null"] {
+            assert!(load(&[("WEARSYNC_CORS_ORIGINS", bad)]).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What a user is connected to, and how complete it is.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
@@ -12,8 +13,10 @@ use uuid::Uuid;
 use super::App;
 use super::error::{Error, missing};
 use super::extract::{Caller, IdPath, MayRead};
-use crate::model::{BEGINNING_MS, UserId};
-use crate::storage::{ConnectionView, Gap};
+use super::providers::{icon_url, live_mode};
+use crate::model::{BEGINNING_MS, ConnectionId, UserId};
+use crate::providers::WebhookKind;
+use crate::storage::{ConnectionView, Gap, ProviderSetting};
 use crate::sync;
 
 /// A user's connection to a provider, and what the provider can do.
@@ -28,10 +31,10 @@ pub(super) struct ConnectionRead {
     /// The provider's id of the person; null until it is known.
     #[schema(required)]
     provider_user_id: Option<String>,
-    /// The provider's name of the person; not kept.
+    /// The provider's name of the person; null until it is known.
     #[schema(required)]
     provider_username: Option<String>,
-    /// What the person agreed to; not kept.
+    /// What the person agreed to, in the provider's words; null: never told.
     #[schema(required)]
     scope: Option<String>,
     /// `active`; `revoked` when the user was disconnected; `expired` when the provider refused the grant.
@@ -43,12 +46,12 @@ pub(super) struct ConnectionRead {
     created_at: DateTime<Utc>,
     /// When it last changed.
     updated_at: DateTime<Utc>,
-    /// Always null.
+    /// The provider's picture, on this server.
     #[schema(required)]
     icon_url: Option<String>,
     /// Null: as far back as the provider has data.
     #[schema(required)]
-    max_historical_days: Option<i64>,
+    max_historical_days: Option<u32>,
     /// Whether data can be asked for.
     rest_pull: bool,
     /// Whether the provider sends data by itself.
@@ -57,24 +60,31 @@ pub(super) struct ConnectionRead {
     webhook_ping: bool,
     /// Whether the provider answers a request by a webhook.
     webhook_callback: bool,
-    /// How new data comes in.
+    /// How new data comes in: `pull` (we ask) or `webhook` (it tells); null: neither.
     #[schema(required)]
     live_sync_mode: Option<&'static str>,
-    /// Other users with the same account at the provider; not told.
+    /// Other users who are connected to the same account at the provider.
     linked_user_ids: Vec<Uuid>,
 }
 
-impl From<ConnectionView> for ConnectionRead {
-    fn from(view: ConnectionView) -> Self {
-        let ConnectionView { connection, account_status, account_reason: _, provider_user_id } = view;
+impl ConnectionRead {
+    fn new(
+        view: ConnectionView,
+        linked: &[(ConnectionId, UserId)],
+        settings: &BTreeMap<String, ProviderSetting>,
+    ) -> Self {
+        let ConnectionView { connection, account_status, account_reason: _, provider_user_id, username, scopes } = view;
+        let spec = crate::providers::find(&connection.provider).map(|provider| provider.spec());
+        let live = spec.map(|spec| &spec.live);
+        let sends = |kind| live.is_some_and(|live| live.webhooks.contains(&kind));
+        let linked = linked.iter().filter(|(id, _)| *id == connection.id).map(|(_, user)| user.0).collect();
         Self {
             id: connection.id.0,
             user_id: connection.user_id.0,
-            provider: connection.provider,
             // A pasted grant has a place-holder until its first call names the person.
             provider_user_id: Some(provider_user_id).filter(|id| !id.starts_with("pending:")),
-            provider_username: None,
-            scope: None,
+            provider_username: username,
+            scope: scopes,
             status: match (connection.status.as_str(), account_status.as_str()) {
                 ("active", "active") => "active",
                 ("active", _) => "expired",
@@ -83,14 +93,15 @@ impl From<ConnectionView> for ConnectionRead {
             last_synced_at: connection.last_success_at,
             created_at: connection.created_at,
             updated_at: connection.updated_at,
-            icon_url: None,
-            max_historical_days: None,
-            rest_pull: true,
-            webhook_stream: false,
-            webhook_ping: false,
-            webhook_callback: false,
-            live_sync_mode: Some("pull"),
-            linked_user_ids: Vec::new(),
+            icon_url: spec.map(|spec| icon_url(spec.name.0)),
+            max_historical_days: live.and_then(|live| live.max_historical_days),
+            rest_pull: live.is_some_and(|live| live.rest_pull),
+            webhook_stream: sends(WebhookKind::Stream),
+            webhook_ping: sends(WebhookKind::Ping),
+            webhook_callback: sends(WebhookKind::Callback),
+            live_sync_mode: spec.and_then(|spec| live_mode(spec, settings.get(&connection.provider))),
+            linked_user_ids: linked,
+            provider: connection.provider,
         }
     }
 }
@@ -106,10 +117,10 @@ impl From<ConnectionView> for ConnectionRead {
     params(("user_id" = Uuid, Path, description = "UUID of the user")),
     responses((status = 200, description = "The connections", body = [ConnectionRead], example = json!([{
         "id": "7a1f9d52-0c44-4f0a-9b58-0d2f6f1f7a11", "user_id": "b2b6c1de-5a0e-4a39-9d0c-2f8e1f0f4c77",
-        "provider": "strava", "provider_user_id": "134815", "provider_username": null, "scope": null,
+        "provider": "strava", "provider_user_id": "134815", "provider_username": "ada", "scope": "read activity:read_all",
         "status": "active", "last_synced_at": "2026-03-10T12:01:04.100Z", "created_at": "2026-03-01T08:05:00Z",
-        "updated_at": "2026-03-01T08:05:00Z", "icon_url": null, "max_historical_days": null, "rest_pull": true,
-        "webhook_stream": false, "webhook_ping": false, "webhook_callback": false, "live_sync_mode": "pull",
+        "updated_at": "2026-03-01T08:05:00Z", "icon_url": "/static/provider-icons/strava.svg", "max_historical_days": null, "rest_pull": true,
+        "webhook_stream": false, "webhook_ping": true, "webhook_callback": false, "live_sync_mode": "pull",
         "linked_user_ids": []
     }])))
 )]
@@ -118,8 +129,10 @@ pub(super) async fn list_connections(
     State(app): State<Arc<App>>,
     IdPath(id): IdPath,
 ) -> Result<Json<Vec<ConnectionRead>>, Error> {
-    let views = app.state.engine.db.list_connections(Some(UserId(id))).await?;
-    Ok(Json(views.into_iter().map(ConnectionRead::from).collect()))
+    let (db, user) = (&app.state.engine.db, UserId(id));
+    let (views, linked, settings) =
+        tokio::try_join!(db.list_connections(Some(user)), db.list_linked_users(user), db.list_provider_settings())?;
+    Ok(Json(views.into_iter().map(|view| ConnectionRead::new(view, &linked, &settings)).collect()))
 }
 
 /// A range of a stream that is not stored to its end.

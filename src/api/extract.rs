@@ -397,6 +397,15 @@ impl JsonBody {
         Ok(SecretString::from(text))
     }
 
+    /// True or false, where the member is there and not null.
+    pub(super) fn boolean(&mut self, name: &str) -> Result<Option<bool>, Error> {
+        match self.0.remove(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Bool(value)) => Ok(Some(value)),
+            Some(_) => Err(invalid("Input should be a valid boolean")),
+        }
+    }
+
     /// A whole number, where the member is there and not null.
     pub(super) fn integer(&mut self, name: &str, least: i64, most: i64) -> Result<Option<i64>, Error> {
         match self.0.remove(name) {

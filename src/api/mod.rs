@@ -11,6 +11,7 @@ mod error;
 mod extract;
 mod keys;
 mod openapi;
+mod providers;
 mod service;
 mod sync;
 mod tasks;
@@ -26,13 +27,14 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderValue, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::post;
 use chrono::{DateTime, Utc};
 use futures::FutureExt as _;
 use metrics_exporter_prometheus::PrometheusHandle;
+use tower_http::cors::{AllowHeaders, CorsLayer};
 use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -107,6 +109,10 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(applications::create_user_token))
         .routes(routes!(applications::refresh_token))
         .routes(routes!(applications::revoke_token))
+        .routes(routes!(providers::list_providers, providers::update_providers))
+        .routes(routes!(providers::update_provider))
+        .routes(routes!(providers::get_coverage))
+        .routes(routes!(providers::get_provider_icon))
         .routes(routes!(service::get_root))
         .routes(routes!(service::get_liveness))
         .routes(routes!(service::get_readiness))
@@ -131,17 +137,38 @@ pub fn document_json() -> String {
 
 /// The whole service, ready to be served.
 pub fn router(state: ApiState) -> Router {
+    let cors = cors(&state.engine.config.cors_origins);
     let app = Arc::new(App::new(state));
     let (router, _) = routes().split_for_parts();
     let docs: Router = SwaggerUi::new("/docs").config(utoipa_swagger_ui::Config::from("/openapi.json")).into();
-    router
+    let router = router
         // The seed's own form, as it is written there. Served, not listed.
         .route("/{provider}/users/{user_id}/sync", post(sync::sync_user_data))
         .with_state(app.clone())
         .merge(docs)
         .fallback(no_route)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .layer(middleware::from_fn_with_state(app, outermost))
+        .layer(middleware::from_fn_with_state(app, outermost));
+    // Around everything, so that pages may read failures as well.
+    match cors {
+        Some(cors) => router.layer(cors),
+        None => router,
+    }
+}
+
+/// Lets pages of these origins call us; none: no page may.
+fn cors(origins: &[String]) -> Option<CorsLayer> {
+    let origins: Vec<HeaderValue> = origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()).collect();
+    let methods = [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE];
+    (!origins.is_empty()).then(|| {
+        CorsLayer::new()
+            .allow_origin(origins)
+            .allow_credentials(true)
+            .allow_methods(methods)
+            .allow_headers(AllowHeaders::mirror_request())
+            .expose_headers([HeaderName::from_static("x-request-id"), header::RETRY_AFTER])
+            .max_age(Duration::from_secs(600))
+    })
 }
 
 /// An unknown path; a known one with a slash too many is sent to the right place.

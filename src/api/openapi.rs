@@ -36,6 +36,7 @@ use crate::providers;
         (name = "developers", description = "Who runs this service"),
         (name = "keys", description = "Which programs may call it"),
         (name = "applications", description = "Which programs may give out tokens for users"),
+        (name = "providers", description = "What can be connected, and what it tells"),
         (name = "service", description = "The service itself"),
     ),
     components(schemas(super::error::Body, super::sync::SyncQueued, super::sync::SyncDone)),

@@ -14,6 +14,35 @@ pub struct SeriesType {
     pub unit: &'static str,
 }
 
+/// The sorts of series, in the order in which they are shown.
+pub const CATEGORIES: [&str; 13] = [
+    "Heart & Cardiovascular",
+    "Blood & Respiratory",
+    "Body Composition",
+    "Fitness Metrics",
+    "Activity - Basic",
+    "Activity - Distance",
+    "Activity - Walking",
+    "Activity - Running",
+    "Activity - Swimming",
+    "Activity - Generic",
+    "Environmental",
+    "Provider-Specific",
+    "Other",
+];
+
+impl SeriesType {
+    /// Which sort it is, one of [`CATEGORIES`].
+    #[must_use]
+    pub fn category(self) -> &'static str {
+        let line = TABLE.lines().skip(1).map(|line| line.split(',')).find(|fields| {
+            let mut fields = fields.clone();
+            fields.nth(1) == Some(self.name)
+        });
+        line.and_then(|mut fields| fields.nth(3)).unwrap_or("Other")
+    }
+}
+
 /// Beats per minute.
 pub const HEART_RATE: SeriesType = SeriesType { id: 1, name: "heart_rate", unit: "bpm" };
 /// Kilograms.
@@ -33,7 +62,7 @@ pub const LONGITUDE: SeriesType = SeriesType { id: 211, name: "longitude", unit:
 /// Degrees Celsius.
 pub const AIR_TEMPERATURE: SeriesType = SeriesType { id: 212, name: "air_temperature", unit: "celsius" };
 
-/// `id,name,unit` of every series type, as text.
+/// `id,name,unit,category` of every series type, as text.
 pub const TABLE: &str = include_str!("series-types.csv");
 
 /// Every series type, in the order of the list.
@@ -47,6 +76,14 @@ pub fn all() -> impl Iterator<Item = SeriesType> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_series_has_a_category_and_every_category_a_series() {
+        let found: std::collections::BTreeSet<_> = all().map(SeriesType::category).collect();
+        assert_eq!(found, CATEGORIES.into_iter().collect());
+        let fields = TABLE.lines().all(|line| line.split(',').count() == 4);
+        assert!(fields && HEART_RATE.category() == CATEGORIES[0] && LATITUDE.category() != "Other");
+    }
 
     #[test]
     fn the_constants_are_rows_of_the_list() {

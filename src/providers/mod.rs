@@ -12,7 +12,9 @@ mod spec;
 
 pub use http::{AccessToken, Answer, Api, FetchError, Gate, Http};
 pub use spec::{
-    Axis, ClientAuth, DataPart, Dead, Deletes, FileRule, OAuthSpec, PartSpec, ProviderSpec, Refetch, StreamSpec, Wire,
+    Axis, ClientAuth, Coverage, DataPart, Dead, Deletes, FileRule, HEALTH_SCORES, LiveMode, LiveSpec,
+    MENSTRUAL_CYCLE_FIELDS, OAuthSpec, PartSpec, ProviderSpec, Refetch, SLEEP_FIELDS, StreamSpec, WORKOUT_FIELDS,
+    WebhookKind, Wire,
 };
 
 use async_trait::async_trait;

@@ -1,7 +1,7 @@
 use reqwest::header::HeaderMap;
 
 use crate::model::quota::{Quota, Seen};
-use crate::model::{Kind, PartName, ProviderName, StreamName};
+use crate::model::{Kind, PartName, ProviderName, SeriesType, StreamName};
 
 /// What a provider is, as data. Path checks, the API document, settings, the conformance suite, the simulator and
 /// telemetry labels follow from it.
@@ -22,6 +22,10 @@ pub struct ProviderSpec {
     pub streams: &'static [StreamSpec],
     /// Every answer about a record that we keep.
     pub parts: &'static [PartSpec],
+    /// How its data can come in.
+    pub live: LiveSpec,
+    /// What records and samples made of it can hold.
+    pub coverage: Coverage,
 }
 
 impl ProviderSpec {
@@ -29,6 +33,12 @@ impl ProviderSpec {
     #[must_use]
     pub fn supports(&self, part: DataPart) -> bool {
         self.streams.iter().any(|stream| stream.data == part)
+    }
+
+    /// Whether people grant access to it on a page of its own.
+    #[must_use]
+    pub fn has_oauth(&self) -> bool {
+        !self.oauth.authorize_url.is_empty()
     }
 
     /// The part of a kind with this name.
@@ -43,6 +53,145 @@ impl ProviderSpec {
         self.streams.iter().find(|stream| stream.name.0 == name)
     }
 }
+
+/// How data can come in.
+#[derive(Debug)]
+pub struct LiveSpec {
+    /// Whether data can be asked for.
+    pub rest_pull: bool,
+    /// What the provider sends by itself, or on request.
+    pub webhooks: &'static [WebhookKind],
+    /// How many days back it can be asked for; `None`: as far back as it has data.
+    pub max_historical_days: Option<u32>,
+}
+
+impl LiveSpec {
+    /// How new data comes in when nobody says otherwise; `None`: neither way.
+    #[must_use]
+    pub fn mode(&self) -> Option<LiveMode> {
+        if self.rest_pull { Some(LiveMode::Pull) } else { self.tells().then_some(LiveMode::Webhook) }
+    }
+
+    /// Whether both ways are open.
+    #[must_use]
+    pub fn is_configurable(&self) -> bool {
+        self.rest_pull && self.tells()
+    }
+
+    fn tells(&self) -> bool {
+        self.webhooks.iter().any(|kind| *kind != WebhookKind::Callback)
+    }
+}
+
+/// What a provider's webhook brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WebhookKind {
+    /// The data itself.
+    Stream,
+    /// Word that there is some.
+    Ping,
+    /// The data that was asked for, later.
+    Callback,
+}
+
+/// How new data comes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LiveMode {
+    /// We ask.
+    Pull,
+    /// The provider tells.
+    Webhook,
+}
+
+impl LiveMode {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Pull, Self::Webhook];
+
+    /// The word in the database and in answers.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pull => "pull",
+            Self::Webhook => "webhook",
+        }
+    }
+
+    /// The reverse of [`LiveMode::as_str`].
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mode| mode.as_str() == text)
+    }
+}
+
+/// What records and samples of a provider can hold, in the mirrored API's names; a single record may lack any of it.
+#[derive(Debug)]
+pub struct Coverage {
+    /// Series of samples.
+    pub series: &'static [SeriesType],
+    /// Some of [`WORKOUT_FIELDS`].
+    pub workout_fields: &'static [&'static str],
+    /// Some of [`SLEEP_FIELDS`].
+    pub sleep_fields: &'static [&'static str],
+    /// Some of [`MENSTRUAL_CYCLE_FIELDS`].
+    pub menstrual_cycle_fields: &'static [&'static str],
+    /// Some of [`HEALTH_SCORES`].
+    pub health_scores: &'static [&'static str],
+}
+
+/// Numbers of a workout.
+pub const WORKOUT_FIELDS: [&str; 15] = [
+    "distance",
+    "energy_burned",
+    "heart_rate_avg",
+    "heart_rate_max",
+    "heart_rate_min",
+    "steps_count",
+    "moving_time_seconds",
+    "average_speed",
+    "max_speed",
+    "average_watts",
+    "max_watts",
+    "average_cadence",
+    "total_elevation_gain",
+    "elev_high",
+    "elev_low",
+];
+
+/// Numbers of a night.
+pub const SLEEP_FIELDS: [&str; 9] = [
+    "sleep_total_duration_minutes",
+    "sleep_time_in_bed_minutes",
+    "sleep_efficiency_score",
+    "sleep_deep_minutes",
+    "sleep_rem_minutes",
+    "sleep_light_minutes",
+    "sleep_awake_minutes",
+    "sleep_stages",
+    "is_nap",
+];
+
+/// Facts of a cycle.
+pub const MENSTRUAL_CYCLE_FIELDS: [&str; 15] = [
+    "day_in_cycle",
+    "current_phase",
+    "current_phase_type",
+    "length_of_current_phase",
+    "days_until_next_phase",
+    "cycle_length",
+    "predicted_cycle_length",
+    "is_predicted_cycle",
+    "period_length",
+    "fertile_window_start",
+    "length_of_fertile_window",
+    "has_specified_cycle_length",
+    "has_specified_period_length",
+    "pregnancy_snapshot",
+    "last_updated_at",
+];
+
+/// Scores that a provider computes itself.
+pub const HEALTH_SCORES: [&str; 8] =
+    ["sleep", "recovery", "readiness", "activity", "stress", "resilience", "body_battery", "strain"];
 
 /// How a person grants access.
 pub struct OAuthSpec {
@@ -181,4 +330,43 @@ pub enum FileRule {
     Reference,
     /// One file for the connection, rewritten when it changed: `athlete.json`.
     Single(&'static str),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::series;
+
+    #[test]
+    fn coverage_is_told_in_known_words() {
+        let known: Vec<SeriesType> = series::all().collect();
+        for provider in crate::providers::REGISTRY {
+            let (name, told) = (provider.spec().name, &provider.spec().coverage);
+            assert!(told.series.iter().all(|series| known.contains(series)), "{name}");
+            for (words, all) in [
+                (told.workout_fields, &WORKOUT_FIELDS[..]),
+                (told.sleep_fields, &SLEEP_FIELDS),
+                (told.menstrual_cycle_fields, &MENSTRUAL_CYCLE_FIELDS),
+                (told.health_scores, &HEALTH_SCORES),
+            ] {
+                let order: Vec<_> = words.iter().map(|word| all.iter().position(|known| known == word)).collect();
+                assert!(order.iter().all(Option::is_some) && order.is_sorted(), "{name}: {words:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn how_new_data_comes_in_follows_from_what_can_be_done() {
+        use WebhookKind::{Callback, Ping, Stream};
+        let live = |rest_pull, webhooks| LiveSpec { rest_pull, webhooks, max_historical_days: None };
+        for (spec, mode, configurable) in [
+            (live(true, &[Ping]), Some(LiveMode::Pull), true),
+            (live(true, &[Stream]), Some(LiveMode::Pull), true),
+            (live(true, &[]), Some(LiveMode::Pull), false),
+            (live(false, &[Stream, Callback]), Some(LiveMode::Webhook), false),
+            (live(false, &[]), None, false),
+        ] {
+            assert_eq!((spec.mode(), spec.is_configurable()), (mode, configurable), "{spec:?}");
+        }
+    }
 }

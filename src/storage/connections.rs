@@ -43,6 +43,10 @@ pub struct ConnectionView {
     pub account_reason: Option<String>,
     /// The provider's id of the person.
     pub provider_user_id: String,
+    /// The provider's name of the person.
+    pub username: Option<String>,
+    /// What the person agreed to, in the provider's words with blanks between; `None`: never told.
+    pub scopes: Option<String>,
 }
 
 /// A connection as a request finds it.
@@ -233,7 +237,8 @@ impl Db {
     /// When the database fails.
     pub async fn list_connections(&self, user: Option<UserId>) -> Result<Vec<ConnectionView>> {
         let sql = format!(
-            "select {COLUMNS}, a.status as account_status, a.reason as account_reason, a.provider_user_id
+            "select {COLUMNS}, a.status as account_status, a.reason as account_reason, a.provider_user_id,
+                a.username, a.scopes
             from connections c join accounts a on a.id = c.account_id
             where c.status <> 'replaced' {} order by c.created_at desc, c.id desc",
             if user.is_some() { "and c.user_id = $1" } else { "" }
@@ -245,6 +250,22 @@ impl Db {
             }
             query.fetch_all(p).await?
         }))
+    }
+
+    /// For each active connection of a user: who else is connected to the same account, oldest connection first.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn list_linked_users(&self, user: UserId) -> Result<Vec<(ConnectionId, UserId)>> {
+        // The same person may have granted access to two applications of ours.
+        let sql = "select c.id, o.user_id
+            from connections c
+            join accounts a on a.id = c.account_id
+            join accounts b on b.provider = a.provider and b.provider_user_id = a.provider_user_id
+            join connections o on o.account_id = b.id and o.status = 'active' and o.user_id <> c.user_id
+            where c.user_id = $1 and c.status = 'active'
+            order by o.created_at, o.id";
+        Ok(read!(self, p => sqlx::query_as(sql).bind(user).fetch_all(p).await?))
     }
 
     /// Notes that a run read everything it was asked for.

@@ -203,12 +203,13 @@ impl Db {
                 $query.push(" where true");
                 if let Some(search) = &filter.search {
                     // `%` and `_` of the caller are letters, not wildcards.
-                    let escaped = search.to_lowercase().replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");
+                    let escaped = search.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");
                     let pattern = format!("%{escaped}%");
                     for (n, column) in ["email", "first_name", "last_name"].into_iter().enumerate() {
                         $query.push(if n == 0 { " and (" } else { " or " });
-                        $query.push(format!("lower(coalesce({column}, '')) like "));
-                        $query.push_bind(pattern.clone()).push(" escape '\\'");
+                        // The database lowers both sides: SQLite knows ASCII only.
+                        $query.push(format!("lower(coalesce({column}, '')) like lower("));
+                        $query.push_bind(pattern.clone()).push(") escape '\\'");
                     }
                     $query.push(")");
                 }

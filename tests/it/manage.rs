@@ -29,6 +29,11 @@ both! {
     keys_are_made_renamed_rotated_and_revoked => keys;
     applications_are_their_developers_own => applications;
     tokens_of_users_are_good_for_one_use => tokens;
+    providers_are_listed_and_set => providers;
+    coverage_and_pictures_need_nobody => coverage;
+    connections_tell_what_the_provider_can => connections;
+    users_are_found_by_any_part_of_a_name => search;
+    pages_of_listed_origins_may_call => cors;
     secrets_are_shown_once_and_nowhere_else => canary;
 }
 
@@ -65,8 +70,12 @@ impl Client {
     }
 
     async fn with(shape: Shape, clock: Clock) -> Self {
+        Self::set(shape, clock, &[]).await
+    }
+
+    async fn set(shape: Shape, clock: Clock, settings: &[(&str, &str)]) -> Self {
         let options = Options { activities: 3, stream_points: 5, athletes: 2, ..Options::default() };
-        let world = World::with(shape, options, clock, &[]).await;
+        let world = World::with(shape, options, clock, settings).await;
         let metrics = telemetry::install_metrics();
         let router = api::router(ApiState { engine: world.engine.clone(), metrics, metrics_need_key: true });
         let mut client = Self { world, router, admin: String::new() };
@@ -681,6 +690,200 @@ async fn count(client: &Client, sql: &'static str) -> i64 {
     match &client.world.engine.db {
         wearsync::storage::Db::Postgres(db) => sqlx::query_scalar(sql).fetch_one(db.pool()).await.expect("counts"),
         wearsync::storage::Db::Sqlite(db) => sqlx::query_scalar(sql).fetch_one(db.pool()).await.expect("counts"),
+    }
+}
+
+// ---- providers and connections -----------------------------------------------------------------------------------
+
+async fn providers(shape: Shape) {
+    let client = Client::new(shape).await;
+    let list = "/api/v1/oauth/providers";
+    let get = async |query: &str| client.send("GET", &format!("{list}?{query}"), &[], "").await.json;
+    let strava = json!({
+        "provider": "strava", "name": "Strava", "has_cloud_api": true, "is_enabled": true,
+        "icon_url": "/static/provider-icons/strava.svg", "live_sync_mode": "pull", "live_sync_configurable": true,
+        "data_granularity": "raw"
+    });
+    let names: Vec<&str> = wearsync::providers::names().map(|name| name.0).collect();
+    let all = get("").await;
+    let listed: Vec<&str> = all.as_array().expect("a list").iter().map(|it| text(&it["provider"])).collect();
+    assert_eq!(listed, names);
+    let find = |all: &Value| all.as_array().expect("a list").iter().find(|it| it["provider"] == "strava").cloned();
+    assert_eq!(find(&all), Some(strava.clone()));
+    assert_eq!(client.send("GET", &format!("{list}?cloud_only=maybe"), &[], "").await.status, 400);
+
+    let path = format!("{list}/strava");
+    let boolean = "Input should be a valid boolean";
+    for (path, body, detail) in [
+        (path.as_str(), json!({"is_enabled": "no"}), boolean),
+        (&path, json!({"live_sync_mode": null}), "Input should be 'pull' or 'webhook'"),
+        (&path, json!({"live_sync_mode": "push"}), "Input should be 'pull' or 'webhook'"),
+        (&path, json!({"data_granularity": 1}), "Input should be 'daily', 'hourly' or 'raw'"),
+        ("/api/v1/oauth/providers/internal", json!({"is_enabled": false}), "Unknown provider: internal"),
+        (list, json!({}), "Field required"),
+        (list, json!({"providers": []}), "Input should be a valid dictionary"),
+        (list, json!({"providers": {"strava": 1}}), boolean),
+        (list, json!({"providers": {"strava": false, "unknown": false}}), "Unknown provider: unknown"),
+    ] {
+        assert_eq!(client.admin("PUT", path, &body).await.failure(), (400, detail), "{body}");
+    }
+    assert_eq!(get("").await, all, "nothing of what was refused was done");
+
+    let changed = client.admin("PUT", &path, &json!({"live_sync_mode": "webhook", "is_enabled": null})).await;
+    assert_eq!((changed.status, &changed.json["live_sync_mode"]), (200, &json!("webhook")), "{}", changed.text);
+    assert_eq!(&changed.json["is_enabled"], &json!(true));
+    let changed = client.admin("PUT", &path, &json!({"data_granularity": "daily"})).await;
+    let told = (&changed.json["data_granularity"], &changed.json["live_sync_mode"]);
+    assert_eq!(told, (&json!("daily"), &json!("webhook")));
+    let changed = client.admin("PUT", list, &json!({"providers": {"strava": false}})).await;
+    assert_eq!(changed.status, 200);
+    assert_eq!(find(&changed.json).expect("is listed")["is_enabled"], false);
+    assert_eq!(find(&get("enabled_only=true").await), None);
+    assert!(find(&get("cloud_only=1&enabled_only=no").await).is_some());
+    let path = format!("/api/v1/users/{}", client.world.user);
+    let connections = client.admin("GET", &format!("{path}/connections"), &Value::Null).await;
+    assert_eq!(connections.json[0]["live_sync_mode"], "webhook");
+    // What is not offered still works.
+    let sync = format!("/api/v1/strava/users/{}/sync", client.world.user);
+    assert_eq!(client.admin("POST", &sync, &Value::Null).await.status, 200);
+}
+
+async fn coverage(shape: Shape) {
+    let client = Client::new(shape).await;
+    let answer = client.send("GET", "/api/v1/meta/coverage", &[], "").await;
+    assert_eq!(answer.status, 200);
+    let mut names: Vec<&str> = wearsync::providers::names().map(|name| name.0).collect();
+    names.sort_unstable();
+    assert_eq!(answer.json["providers"], json!(names));
+    let mut metrics = 0;
+    for category in answer.json["timeseries"].as_array().expect("categories") {
+        let codes: Vec<&str> =
+            category["metrics"].as_array().expect("metrics").iter().map(|it| text(&it["code"])).collect();
+        assert!(!codes.is_empty() && codes.is_sorted(), "{category}");
+        metrics += codes.len();
+    }
+    assert!(metrics >= 8, "{metrics}");
+    let heart = &answer.json["timeseries"][0];
+    assert_eq!(heart["name"], "Heart & Cardiovascular");
+    let rate = heart["metrics"].as_array().expect("metrics").iter().find(|it| it["code"] == "heart_rate");
+    let rate = rate.expect("heart_rate");
+    assert!(rate["unit"] == "bpm" && rate["providers"].as_array().expect("names").contains(&json!("strava")));
+    let distance = answer.json["workout_fields"].as_array().expect("fields").iter().find(|it| it["code"] == "distance");
+    assert!(distance.expect("distance")["providers"].as_array().expect("names").contains(&json!("strava")));
+
+    for name in names {
+        let icon = client.send("GET", &format!("/static/provider-icons/{name}.svg"), &[], "").await;
+        assert_eq!(
+            (icon.status, &icon.headers["content-type"]),
+            (200, &"image/svg+xml; charset=utf-8".parse().unwrap())
+        );
+        assert_eq!(icon.headers["cache-control"], "public, max-age=86400");
+        assert!(icon.text.starts_with("<svg ") && icon.text.ends_with("</svg>\n") && !icon.text.contains("script"));
+    }
+    for file in ["strava", "nobody.svg", "strava.svg.svg", "%2e%2e", ".svg"] {
+        assert_eq!(client.send("GET", &format!("/static/provider-icons/{file}"), &[], "").await.status, 404, "{file}");
+    }
+}
+
+async fn connections(shape: Shape) {
+    let client = Client::new(shape).await;
+    let db = &client.world.engine.db;
+    let user = async |name: &str| {
+        let new = wearsync::storage::NewUser { first_name: Some(name.to_owned()), ..Default::default() };
+        db.insert_user(new, client.now()).await.expect("a user").id
+    };
+    let account = |person: &str| wearsync::storage::NewAccount {
+        id: wearsync::model::AccountId::new(),
+        provider: "strava".to_owned(),
+        client_id: "90417".to_owned(),
+        provider_user_id: person.to_owned(),
+        imported_hash: None,
+    };
+    let shared = db.upsert_account(account("134815"), client.now()).await.expect("an account").id;
+    let (ada, grace, alone) = (user("Ada").await, user("Grace").await, user("Edsger").await);
+    for user in [ada, grace] {
+        db.connect(user, shared, "strava", client.now()).await.expect("connects");
+    }
+    let own = db.upsert_account(account("7"), client.now()).await.expect("an account").id;
+    db.connect(alone, own, "strava", client.now()).await.expect("connects");
+    let get = async |user| client.admin("GET", &format!("/api/v1/users/{user}/connections"), &Value::Null).await.json;
+    let connection = &get(ada).await[0];
+    let expected = json!({
+        "id": connection["id"], "user_id": ada, "provider": "strava", "provider_user_id": "134815",
+        "provider_username": null, "scope": null, "status": "active", "last_synced_at": null,
+        "created_at": "2026-03-10T12:00:00Z", "updated_at": "2026-03-10T12:00:00Z",
+        "icon_url": "/static/provider-icons/strava.svg", "max_historical_days": null, "rest_pull": true,
+        "webhook_stream": false, "webhook_ping": true, "webhook_callback": false, "live_sync_mode": "pull",
+        "linked_user_ids": [grace]
+    });
+    assert_eq!(connection, &expected);
+    assert_eq!(get(grace).await[0]["linked_user_ids"], json!([ada]));
+    assert_eq!(get(alone).await[0]["linked_user_ids"], json!([]));
+    assert_eq!(get(wearsync::model::UserId::new()).await, json!([]), "an unknown user has none");
+    // Active ones alone are linked, from both sides.
+    db.disconnect(grace, "strava", client.now()).await.expect("disconnects");
+    assert_eq!(get(ada).await[0]["linked_user_ids"], json!([]));
+    let revoked = &get(grace).await[0];
+    assert_eq!((&revoked["status"], &revoked["linked_user_ids"]), (&json!("revoked"), &json!([])));
+}
+
+async fn search(shape: Shape) {
+    let client = Client::new(shape).await;
+    for (first, last) in [("Élodie", "100%"), ("elodie", "a_b"), ("Zoë", "A\\B")] {
+        client.admin("POST", "/api/v1/users", &json!({"first_name": first, "last_name": last})).await;
+        client.wait(1);
+    }
+    let names = async |query: &str| {
+        let query = url::form_urlencoded::Serializer::new(String::new()).append_pair("search", query).finish();
+        let path = format!("/api/v1/users?{query}&sort_by=first_name&sort_order=asc");
+        let page = client.admin("GET", &path, &Value::Null).await.json;
+        let items = page["items"].as_array().expect("a list").clone();
+        items.iter().map(|it| text(&it["last_name"]).to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(names("Élodie").await, ["100%"], "as it is written");
+    assert_eq!(names("LODIE").await.len(), 2);
+    assert_eq!(names("%").await, ["100%"]);
+    assert_eq!(names("A_").await, ["a_b"]);
+    assert_eq!(names("a\\").await, ["A\\B"]);
+    // Who never synced comes first upwards and last downwards; equals are in the order of their ids.
+    client.world.sync().await;
+    let order = async |order: &str| {
+        let path = format!("/api/v1/users?sort_by=last_synced_at&sort_order={order}");
+        let page = client.admin("GET", &path, &Value::Null).await.json;
+        let items = page["items"].as_array().expect("a list").clone();
+        items.iter().map(|it| it["id"].clone()).collect::<Vec<_>>()
+    };
+    let (up, down) = (order("asc").await, order("desc").await);
+    let synced = json!(client.world.user);
+    assert_eq!((up.len(), up.last(), down.first()), (4, Some(&synced), Some(&synced)));
+    assert_eq!(up[..3], down[1..]);
+}
+
+async fn cors(shape: Shape) {
+    let client = Client::new(shape).await;
+    let preflight = [("Origin", "https://app.example.com"), ("Access-Control-Request-Method", "PATCH")];
+    let answer = client.send("OPTIONS", "/api/v1/users", &preflight, "").await;
+    assert_eq!((answer.status, answer.headers.get("access-control-allow-origin")), (405, None), "closed by default");
+
+    let clock = Clock::mock(DateTime::from_timestamp(NOW, 0).expect("an instant"));
+    let origins = [("WEARSYNC_CORS_ORIGINS", "https://app.example.com, http://localhost:3000")];
+    let client = Client::set(shape, clock, &origins).await;
+    let asked =
+        [preflight[0], preflight[1], ("Access-Control-Request-Headers", "authorization,x-api-key,content-type")];
+    let answer = client.send("OPTIONS", "/api/v1/users", &asked, "").await;
+    let header = |answer: &Answer, name: &str| answer.headers.get(name).map(|it| it.to_str().expect("text").to_owned());
+    assert_eq!(answer.status, 200);
+    assert_eq!(header(&answer, "access-control-allow-origin").as_deref(), Some("https://app.example.com"));
+    assert_eq!(header(&answer, "access-control-allow-credentials").as_deref(), Some("true"));
+    assert!(header(&answer, "access-control-allow-methods").expect("methods").contains("PATCH"));
+    assert!(header(&answer, "access-control-allow-headers").expect("headers").contains("authorization"));
+    // A page may read a failure too; another's may read nothing.
+    let answer = client.send("GET", "/api/v1/users", &[("Origin", "http://localhost:3000")], "").await;
+    assert_eq!(answer.status, 401);
+    assert_eq!(header(&answer, "access-control-allow-origin").as_deref(), Some("http://localhost:3000"));
+    for origin in ["https://evil.example", "https://app.example.com.evil.example", "http://app.example.com", "null"] {
+        let answer = client.send("GET", "/api/v1/users", &[("Origin", origin)], "").await;
+        assert_eq!(header(&answer, "access-control-allow-origin"), None, "{origin}");
     }
 }
 

@@ -9,11 +9,11 @@ mod wire;
 use async_trait::async_trait;
 
 use super::{
-    Api, Axis, ClientAuth, DataPart, Dead, Deletes, FetchError, FetchedPage, FetchedPart, FileRule, NormalizeError,
-    OAuthSpec, PageRequest, PartBody, PartSpec, Provider, ProviderSpec, Refetch, StreamSpec, Wire,
+    Api, Axis, ClientAuth, Coverage, DataPart, Dead, Deletes, FetchError, FetchedPage, FetchedPart, FileRule, NormalizeError,
+    LiveSpec, OAuthSpec, PageRequest, PartBody, PartSpec, Provider, ProviderSpec, Refetch, StreamSpec, WebhookKind, Wire,
 };
 use crate::model::quota::{Quota, Reset};
-use crate::model::{Kind, Normalized, PartName, ProviderName, StreamName};
+use crate::model::{Kind, Normalized, PartName, ProviderName, StreamName, series};
 
 /// The one value of this provider.
 pub static PROVIDER: Strava = Strava;
@@ -177,6 +177,37 @@ static SPEC: ProviderSpec = ProviderSpec {
             wire: Wire::Json,
         },
     ],
+    live: LiveSpec { rest_pull: true, webhooks: &[WebhookKind::Ping], max_historical_days: None },
+    coverage: Coverage {
+        series: &[
+            series::HEART_RATE,
+            series::SPEED,
+            series::CADENCE,
+            series::POWER,
+            series::ELEVATION,
+            series::LATITUDE,
+            series::LONGITUDE,
+            series::AIR_TEMPERATURE,
+        ],
+        workout_fields: &[
+            "distance",
+            "energy_burned",
+            "heart_rate_avg",
+            "heart_rate_max",
+            "moving_time_seconds",
+            "average_speed",
+            "max_speed",
+            "average_watts",
+            "max_watts",
+            "average_cadence",
+            "total_elevation_gain",
+            "elev_high",
+            "elev_low",
+        ],
+        sleep_fields: &[],
+        menstrual_cycle_fields: &[],
+        health_scores: &[],
+    },
 };
 
 #[async_trait]

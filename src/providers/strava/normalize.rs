@@ -613,6 +613,9 @@ mod tests {
         let at = |offsets: &[i64]| offsets.iter().map(|s| start + s * 1000).collect::<Vec<_>>();
         let times = |samples: &[(i64, f64)]| samples.iter().map(|sample| sample.0).collect::<Vec<_>>();
         assert_eq!(run.samples.len(), 8);
+        // What the registry promises is what comes.
+        let told: std::collections::BTreeSet<_> = run.samples.iter().map(|set| set.series).collect();
+        assert_eq!(told, super::super::SPEC.coverage.series.iter().copied().collect());
         assert_eq!(times(set(series::HEART_RATE)), at(&[0, 1, 2, 3, 63, 64, 65, 66]));
         assert_eq!(set(series::POWER).iter().map(|s| s.1).collect::<Vec<_>>(), [210., 225., 231., 0., 228., 240.]);
         assert_eq!(times(set(series::POWER)), at(&[1, 2, 3, 63, 65, 66]));
