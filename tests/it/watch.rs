@@ -66,6 +66,7 @@ impl Server {
             name: "test".to_owned(),
             scopes: "read,sync".to_owned(),
             expires_at: None,
+            created_by: None,
         };
         engine.db.insert_api_key(new, engine.clock.now()).await.expect("a key");
         let metrics = telemetry::install_metrics();
@@ -272,6 +273,7 @@ async fn checks(shape: Shape) {
         name: "sync".to_owned(),
         scopes: "sync".to_owned(),
         expires_at: None,
+        created_by: None,
     };
     world.engine.db.insert_api_key(new, world.clock.now()).await.expect("a key");
     for path in [format!("/users/{user}/sync/stream"), format!("/users/{user}/sync/recent"), "/sync/runs".to_owned()] {
