@@ -1,6 +1,7 @@
 //! Who may call what, and what is managed by those who may: developers, keys, applications, tokens, providers.
 
 use std::collections::BTreeMap;
+use std::process::{Command, Stdio};
 
 use axum::Router;
 use axum::body::Body;
@@ -18,7 +19,7 @@ use wearsync::storage::{NewApiKey, NewDeveloper};
 use wearsync::{telemetry, vault};
 
 use crate::both;
-use crate::support::{Shape, World};
+use crate::support::{Place, Shape, World};
 
 both! {
     every_route_takes_the_credentials_it_documents_and_no_other => matrix;
@@ -35,6 +36,7 @@ both! {
     users_are_found_by_any_part_of_a_name => search;
     pages_of_listed_origins_may_call => cors;
     secrets_are_shown_once_and_nowhere_else => canary;
+    no_log_and_no_command_tells_a_secret => processes;
 }
 
 /// 2026-03-10T12:00:00Z
@@ -221,6 +223,9 @@ enum Seen {
     Developer,
 }
 
+/// What it is, its headers, and who that is.
+type Credential<'a> = (&'a str, Vec<(&'a str, &'a str)>, Seen);
+
 async fn matrix(shape: Shape) {
     let client = Client::new(shape).await;
     let developer = client.developer("ada@example.com").await;
@@ -252,7 +257,7 @@ async fn matrix(shape: Shape) {
     };
     let (basic, bare) = (format!("Basic {token}"), token.clone());
     let (authorization, key, other) = ("Authorization", "X-API-Key", "X-Open-Wearables-API-Key");
-    let credentials: Vec<(&str, Vec<(&str, &str)>, Seen)> = vec![
+    let credentials: Vec<Credential<'_>> = vec![
         ("nothing", vec![], Seen::Nobody),
         ("an empty key", vec![(key, "")], Seen::Nobody),
         ("an unknown key", vec![(key, "ws_unknown")], Seen::Nobody),
@@ -957,4 +962,136 @@ async fn canary(shape: Shape) {
             }
         }
     }
+}
+
+/// A command of ours: its code, what it answered and what it remarked.
+fn command(env: &BTreeMap<String, String>, arguments: &[&str], stdin: &str) -> (i32, String, String) {
+    use std::io::Write as _;
+    let mut child = program(env, arguments).stdin(Stdio::piped()).spawn().expect("the program starts");
+    // One that refuses its arguments reads nothing.
+    let _ = child.stdin.take().expect("a pipe").write_all(stdin.as_bytes());
+    let output = child.wait_with_output().expect("ends");
+    let text = |bytes| String::from_utf8(bytes).expect("is text");
+    (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+}
+
+fn program(env: &BTreeMap<String, String>, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wearsync"));
+    command.args(arguments).env_clear().envs(env).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// The program itself, with everything in its log that it can log.
+async fn processes(shape: Shape) {
+    let place = Place::new(shape).await;
+    let mut env = place.env("http://127.0.0.1:9");
+    env.insert("WEARSYNC_LOG".to_owned(), "trace".to_owned());
+    if shape == Shape::Postgres {
+        assert_eq!(command(&env, &["migrate"], "").0, 0);
+    }
+    let create = ["developers", "create", "--email", "Ada@Example.com", "--first-name", "Ada", "--password-stdin"];
+    let (code, _, remarks) = command(&env, &create, "short\n");
+    assert!(code == 2 && remarks.contains("at least 8 characters"), "{remarks}");
+    let (code, id, remarks) = command(&env, &create, &format!("{PASSWORD}\n"));
+    assert_eq!(code, 0, "{remarks}");
+    let mut said = remarks;
+    let (code, _, remarks) = command(&env, &create, PASSWORD);
+    assert!(code == 2 && remarks.contains("has this e-mail already"), "{remarks}");
+    said += &remarks;
+    let (_, list, remarks) = command(&env, &["developers", "list", "--json"], "");
+    let list: Value = serde_json::from_str(&list).expect("JSON");
+    assert_eq!((&list[0]["id"], &list[0]["email"]), (&json!(id.trim()), &json!("ada@example.com")));
+    said += &format!("{list}{remarks}");
+
+    let (_, first, remarks) = command(&env, &["keys", "create", "--name", "x", "--scopes", "admin"], "");
+    said += &remarks;
+    let keys = |said: &mut String| {
+        let (code, list, remarks) = command(&env, &["keys", "list", "--json"], "");
+        assert_eq!(code, 0, "{remarks}");
+        *said += &format!("{list}{remarks}");
+        serde_json::from_str::<Value>(&list).expect("JSON")
+    };
+    let id = text(&keys(&mut said)[0]["id"]).to_owned();
+    for arguments in [&["keys", "rename", &id, "--name", "dashboard"][..], &["keys", "list"], &["developers", "list"]] {
+        let (code, answer, remarks) = command(&env, arguments, "");
+        assert_eq!(code, 0, "{remarks}");
+        said += &format!("{answer}{remarks}");
+    }
+    let (code, second, remarks) = command(&env, &["keys", "rotate", &id, "--overlap", "1h"], "");
+    assert_eq!(code, 0, "{remarks}");
+    said += &remarks;
+    let list = keys(&mut said);
+    assert_eq!((&list[0]["name"], &list[1]["name"]), (&json!("dashboard"), &json!("dashboard")));
+    assert!(list[0]["retires_at"].is_null() && list[1]["retires_at"].is_string(), "{list}");
+    let nobody = uuid::Uuid::now_v7().to_string();
+    assert_eq!(command(&env, &["keys", "rotate", &nobody], "").0, 2);
+
+    // What the service says while all of it is used, rightly and wrongly.
+    let mut serving = program(&env, &["--json", "serve"]).stdin(Stdio::null()).spawn().expect("the program starts");
+    let stdout = serving.stdout.take().expect("a pipe");
+    let stderr = serving.stderr.take().expect("a pipe");
+    let log = std::thread::spawn(move || std::io::read_to_string(stderr).unwrap_or_default());
+    let url = tokio::task::spawn_blocking(move || {
+        let mut lines = String::new();
+        for line in std::io::BufRead::lines(std::io::BufReader::new(stdout)) {
+            lines += &line.expect("reads");
+            if let Ok(told) = serde_json::from_str::<Value>(&lines) {
+                return text(&told["url"]).to_owned();
+            }
+        }
+        panic!("it does not serve: {lines}");
+    });
+    let url = url.await.expect("serves");
+    let http = crate::support::client();
+    let send = async |method: &str, path: &str, token: &str, body: String| {
+        let method = reqwest::Method::from_bytes(method.as_bytes()).expect("a method");
+        let request = http.request(method, format!("{url}{path}")).bearer_auth(token).body(body);
+        let answer = request.header("X-API-Key", token).send().await.expect("answers");
+        serde_json::from_str::<Value>(&answer.text().await.expect("a body")).unwrap_or(Value::Null)
+    };
+    let mut secrets = vec![PASSWORD.to_owned(), first.trim().to_owned(), second.trim().to_owned()];
+    let form = |password: &str| format!("username=ada%40example.com&password={}", password.replace(' ', "+"));
+    let login = send("POST", "/api/v1/auth/login", "", form(PASSWORD)).await;
+    let token = text(&login["access_token"]).to_owned();
+    send("POST", "/api/v1/auth/login", "", form("another wrong password")).await;
+    secrets.push("another wrong password".to_owned());
+    let user = send("POST", "/api/v1/users", &token, "{}".to_owned()).await;
+    let app = send("POST", "/api/v1/applications", &token, json!({"name": "x"}).to_string()).await;
+    let named = json!({"app_id": app["app_id"], "app_secret": app["app_secret"]}).to_string();
+    let path = format!("/api/v1/users/{}/token", text(&user["id"]));
+    let given = send("POST", &path, "", named.clone()).await;
+    let refresh = json!({"refresh_token": given["refresh_token"]}).to_string();
+    let next = send("POST", "/api/v1/token/refresh", "", refresh.clone()).await;
+    let made = send("POST", "/api/v1/developer/api-keys", first.trim(), String::new()).await;
+    for answer in [&login, &app, &given, &next, &made] {
+        for name in ["access_token", "refresh_token", "app_secret", "key"] {
+            secrets.extend(answer[name].as_str().map(str::to_owned));
+        }
+    }
+    assert_eq!(secrets.len(), 12);
+    for secret in secrets.clone() {
+        for path in ["/api/v1/users", "/api/v1/auth/me", "/api/v1/developer/api-keys", "/api/v1/strava/users/x/sync"] {
+            send("GET", path, &secret, String::new()).await;
+        }
+        let path = format!("/api/v1/developer/api-keys/{}", url_encoded(&secret));
+        send("DELETE", &path, &token, named.clone()).await;
+        send("POST", "/api/v1/token/revoke", &secret, json!({"refresh_token": secret}).to_string()).await;
+        send("POST", "/api/v1/token/refresh", &secret, json!({"refresh_token": [secret]}).to_string()).await;
+        send("PATCH", "/api/v1/auth/me", &token, json!({"password": secret}).to_string()).await;
+        send("POST", "/api/v1/auth/change-password", &token, json!({"current_password": secret}).to_string()).await;
+    }
+    let ended = Command::new("kill").args(["-TERM", &serving.id().to_string()]).status().expect("kill runs");
+    assert!(ended.success());
+    tokio::task::spawn_blocking(move || serving.wait()).await.expect("waits").expect("ends");
+    let log = log.join().expect("reads");
+    assert!(log.contains("login") && log.lines().count() > 20, "the log is empty: {log}");
+    said += &log;
+    for secret in secrets {
+        let place = said.find(&secret).map(|at| said[at.saturating_sub(200)..at].to_owned());
+        assert_eq!(place, None, "a secret was told after this");
+    }
+}
+
+fn url_encoded(text: &str) -> String {
+    url::form_urlencoded::byte_serialize(text.as_bytes()).collect()
 }
