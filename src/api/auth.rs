@@ -136,6 +136,7 @@ pub(super) struct LoggedIn {
             "refresh_token": "rt-…", "expires_in": 3600, "developer_id": "0198c0de-5a0e-7a39-9d0c-2f8e1f0f4c77"
         })),
         (status = 401, description = "Wrong e-mail or password", body = super::error::Body),
+        (status = 413, description = "The body is larger than 1 MiB", body = super::error::Body),
         (status = 503, description = "Too many logins at once, or the database is away", body = super::error::Body),
     )
 )]

@@ -115,7 +115,7 @@ struct Asked<'a> {
         ("provider" = String, Path, description = "Provider name", example = "strava"),
         ("user_id" = uuid::Uuid, Path, description = "UUID of the user to sync data for"),
         SyncParams,
-        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible characters: the same key with the same request is one task for a day"),
+        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible characters: the same key with the same request is one task for a day. Needs an API key"),
     ),
     responses(
         (status = 200, description = "Queued (`async=true`), or the result (`async=false`)", content_type = "application/json", body = SyncAnswer,
@@ -153,7 +153,7 @@ pub(super) async fn sync_user_data(
         ("provider" = String, Path, description = "Provider name", example = "strava"),
         ("user_id" = uuid::Uuid, Path, description = "UUID of the user to sync data for"),
         SyncParams,
-        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible characters: the same key with the same request is one task for a day"),
+        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible characters: the same key with the same request is one task for a day. Needs an API key"),
     ),
     responses(
         (status = 200, description = "Queued (`async=true`), or the result (`async=false`)", body = SyncAnswer,
@@ -214,7 +214,11 @@ async fn trigger(
     let digest = asked.once.as_ref().map(|_| asked.digest());
     let once = match (asked.once.as_deref(), digest.as_deref()) {
         (Some(word), Some(digest)) => {
-            let key = access.key.as_ref().ok_or_else(|| invalid("Idempotency-Key needs an API key"))?;
+            let key = access
+                .key
+                .as_ref()
+                .filter(|key| key.is_valid(engine.clock.now()))
+                .ok_or_else(|| invalid("Idempotency-Key needs an API key"))?;
             Some((key.id, word, digest))
         }
         _ => None,
