@@ -16,6 +16,7 @@ mod refresh;
 mod scene;
 mod servers;
 mod signals;
+mod watch;
 
 /// How often `CRASH_KILLS` asks for, or else `usually`.
 fn kills(usually: u64) -> u64 {

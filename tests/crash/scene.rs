@@ -73,7 +73,7 @@ impl Scene {
 
     pub(crate) fn start(&self, args: &[&str], settings: &[(&str, &str)]) -> Process {
         let mut env = self.place.env(&self.sim.url());
-        for (name, value) in [("LEASE", "2s"), ("RENEW", "500ms"), ("SWEEP", "500ms")] {
+        for (name, value) in [("LEASE", "2s"), ("RENEW", "500ms"), ("SWEEP", "500ms"), ("EVENT_HEARTBEAT", "1s")] {
             env.insert(format!("WEARSYNC_{name}"), value.to_owned());
         }
         for (name, value) in settings {
@@ -261,8 +261,14 @@ impl Api {
     }
 
     pub(crate) fn kill_and_start(&mut self, scene: &Scene) {
+        self.restart_at(scene, &[]);
+    }
+
+    /// Kills it and starts it with these settings besides.
+    pub(crate) fn restart_at(&mut self, scene: &Scene, settings: &[(&str, &str)]) {
         self.process.kill();
-        self.process = scene.start(&self.args, &[("WEARSYNC_BIND", &self.bind)]);
+        let settings = [settings, &[("WEARSYNC_BIND", self.bind.as_str())]].concat();
+        self.process = scene.start(&self.args, &settings);
     }
 
     pub(crate) async fn until_up(&mut self, scene: &Scene) {

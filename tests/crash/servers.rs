@@ -4,6 +4,8 @@ use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use sqlx::Connection as _;
@@ -14,6 +16,7 @@ use wearsync::simulator::{Options, parse_fault};
 use crate::process::Process;
 use crate::scene::{Api, Scene};
 use crate::support::{Place, Shape};
+use crate::watch;
 
 const NO_POSTGRES: &str = "no PostgreSQL 15 or later is installed, and this test starts one of its own. Debian, Ubuntu: \
                            apt-get install postgresql; macOS: brew install postgresql@16";
@@ -268,6 +271,33 @@ async fn redis_is_flushed_and_restarted() {
         started.elapsed().as_secs_f64()
     );
     assert_eq!(twice, 0);
+    end(processes).await;
+    end(vec![api.process]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn listeners_miss_nothing_while_redis_is_away() {
+    let (postgres, mut redis) = (Postgres::start().await, Redis::start().await);
+    let scene = scene(&postgres, &redis).await;
+    let api = Api::of_shape(&scene).await;
+    let processes = scene.start_all();
+    let done = Arc::new(AtomicBool::new(false));
+    let listening = watch::listen(&scene, &api, &done);
+    let connection = scene.people[0].connection;
+    scene.until_success(scene.accept_for(connection, &SyncRequest::default()).await).await;
+    let again = |since_ms| SyncRequest { since_ms: Some(since_ms), ..SyncRequest::default() };
+    assert!(redis.ask("FLUSHALL").await);
+    scene.until_success(scene.accept_for(connection, &again(1_600_000_000_000)).await).await;
+    redis.kill();
+    // Told to nobody: only the rows have it.
+    scene.until_success(scene.accept_for(connection, &again(1_600_000_000_001)).await).await;
+    redis.start_again().await;
+    scene.until_success(scene.accept_for(connection, &again(1_600_000_000_002)).await).await;
+    watch::until_heartbeat().await;
+    done.store(true, Ordering::SeqCst);
+    let heard = listening.await.expect("listens");
+    assert_eq!(heard.len(), 12, "four syncs");
+    watch::check(&scene, &heard).await;
     end(processes).await;
     end(vec![api.process]).await;
 }

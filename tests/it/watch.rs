@@ -18,6 +18,7 @@ use wearsync::sync::{self, Engine};
 use wearsync::{telemetry, vault};
 
 use crate::both;
+use crate::support::stream::{Stream, event_id};
 use crate::support::{self, Shape, World};
 
 both! {
@@ -96,69 +97,15 @@ impl Server {
     }
 
     async fn listen(&self, user: UserId, query: &str, last: Option<&str>) -> Stream {
-        let path = format!("{}/api/v1/users/{user}/sync/stream{query}", self.url);
-        let mut request = self.http.get(path).header("X-API-Key", &self.key);
-        if let Some(last) = last {
-            request = request.header("Last-Event-ID", last);
-        }
-        let response = request.send().await.expect("answers");
-        assert_eq!(response.status().as_u16(), 200);
-        let mut stream = Stream { response, text: String::new() };
+        let stream = Stream::open(&self.http, &self.url, &self.key, user, query, last).await;
+        let mut stream = stream.expect("opens");
         assert_eq!(stream.frame().await.as_deref(), Some(": connected"));
         stream
     }
 }
 
-struct Stream {
-    response: reqwest::Response,
-    text: String,
-}
-
-impl Stream {
-    /// Up to the next blank line; nothing when the stream has ended.
-    async fn frame(&mut self) -> Option<String> {
-        loop {
-            if let Some((frame, rest)) = self.text.split_once("\n\n") {
-                let (frame, rest) = (frame.to_owned(), rest.to_owned());
-                self.text = rest;
-                return Some(frame);
-            }
-            let chunk = tokio::time::timeout(Duration::from_secs(30), self.response.chunk()).await;
-            let chunk = chunk.expect("the stream is silent").expect("the stream breaks")?;
-            self.text.push_str(std::str::from_utf8(&chunk).expect("is text"));
-        }
-    }
-
-    /// The next event.
-    async fn event(&mut self) -> Value {
-        loop {
-            let frame = self.frame().await.expect("the stream goes on");
-            if frame == ": heartbeat" {
-                continue;
-            }
-            let lines: Vec<&str> = frame.lines().collect();
-            let [.., name, data] = lines.as_slice() else { panic!("no event: {frame}") };
-            assert_eq!(*name, "event: sync.status", "{frame}");
-            let event: Value = serde_json::from_str(data.strip_prefix("data: ").expect("data")).expect("is JSON");
-            match lines.as_slice() {
-                [id, _, _] => assert_eq!(*id, format!("id: {}", event["event_id"].as_str().expect("an id"))),
-                lines => assert_eq!(lines.len(), 2, "{frame}"),
-            }
-            return event;
-        }
-    }
-
-    async fn events(&mut self, n: usize) -> Vec<Value> {
-        let mut events = Vec::new();
-        while events.len() < n {
-            events.push(self.event().await);
-        }
-        events
-    }
-}
-
 fn ids(events: &[Value]) -> Vec<String> {
-    events.iter().map(|event| event["event_id"].as_str().expect("an id").to_owned()).collect()
+    events.iter().map(event_id).collect()
 }
 
 /// Stage, status and message of each.
@@ -402,7 +349,7 @@ async fn partial_and_failed(shape: Shape) {
     while failed["status"] == "in_progress" {
         failed = stream.event().await;
     }
-    assert_eq!(words(&[failed.clone()]), own(&[("failed", "failed", "Sync from strava failed")]));
+    assert_eq!(words(std::slice::from_ref(&failed)), own(&[("failed", "failed", "Sync from strava failed")]));
     assert_eq!((&failed["error"], &failed["progress"]), (&json!("All sync sub-tasks failed"), &Value::Null));
     assert_eq!(failed["ended_at"], failed["timestamp"]);
     assert_eq!(failed["metadata"]["params"]["workouts"]["success"], false);
@@ -423,7 +370,7 @@ async fn cancelled(shape: Shape) {
         assert_eq!(answer.status().as_u16(), 200);
     }
     let event = stream.event().await;
-    assert_eq!(words(&[event.clone()]), own(&[("cancelled", "cancelled", "Sync from strava cancelled")]));
+    assert_eq!(words(std::slice::from_ref(&event)), own(&[("cancelled", "cancelled", "Sync from strava cancelled")]));
     assert_eq!((&event["run_id"], &event["ended_at"]), (&json!(id), &event["timestamp"]));
     assert_eq!(event["metadata"], json!({"task_id": id, "is_historical": false, "reason": "cancelled on request"}));
 
