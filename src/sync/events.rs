@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::Engine;
+use super::{Engine, failpoint};
 use crate::model::{BEGINNING_MS, DataType, RunId, RunReport, RunState, Step, SyncRequest, SyncStatus, UserId};
 use crate::providers::{self, DataPart, ProviderSpec};
 use crate::storage::RunEvent;
@@ -249,6 +249,7 @@ impl Engine {
     /// Tells an event that was just committed to whoever listens now, in every process. Who misses it finds its row.
     pub(crate) async fn tell(&self, event: Option<&RunEvent>) {
         let Some(row) = event else { return };
+        failpoint::hit("event-committed");
         if let Err(error) = self.shared.publish(row.user_id, EventLine::from(row).to_string()).await {
             telemetry::redis_down(&error);
         }

@@ -116,12 +116,14 @@ pub struct Listening(());
 /// Somebody opened an event stream.
 #[must_use]
 pub fn listener() -> Listening {
+    debug!("event stream opened");
     gauge!(LISTENERS).increment(1.0);
     Listening(())
 }
 
 impl Drop for Listening {
     fn drop(&mut self) {
+        debug!("event stream ended");
         gauge!(LISTENERS).decrement(1.0);
     }
 }
@@ -317,6 +319,7 @@ mod tests {
         http_request("BREW", "/", 500, 0.004);
         redis_down(&"no answer");
         sweep(1, 2);
+        drop(listener());
     }
 
     #[test]

@@ -284,19 +284,22 @@ async fn listeners_miss_nothing_while_redis_is_away() {
     let done = Arc::new(AtomicBool::new(false));
     let listening = watch::listen(&scene, &api, &done);
     let connection = scene.people[0].connection;
-    scene.until_success(scene.accept_for(connection, &SyncRequest::default()).await).await;
-    let again = |since_ms| SyncRequest { since_ms: Some(since_ms), ..SyncRequest::default() };
+    let long = scene.accept_for(connection, &SyncRequest::default()).await;
+    scene.until_calls("streams", 10).await;
     assert!(redis.ask("FLUSHALL").await);
-    scene.until_success(scene.accept_for(connection, &again(1_600_000_000_000)).await).await;
+    scene.until_calls("streams", 20).await;
     redis.kill();
-    // Told to nobody: only the rows have it.
-    scene.until_success(scene.accept_for(connection, &again(1_600_000_000_001)).await).await;
+    // Told to nobody: only the rows have how these end.
+    scene.until_success(long).await;
+    let again = |since_ms| SyncRequest { since_ms: Some(since_ms), ..SyncRequest::default() };
+    let queued = scene.accept_for(connection, &again(1_600_000_000_000)).await;
+    scene.engine.db.cancel_run(queued, scene.engine.clock.now()).await.expect("cancels");
     redis.start_again().await;
-    scene.until_success(scene.accept_for(connection, &again(1_600_000_000_002)).await).await;
+    scene.until_success(scene.accept_for(connection, &again(1_600_000_000_001)).await).await;
     watch::until_heartbeat().await;
     done.store(true, Ordering::SeqCst);
     let heard = listening.await.expect("listens");
-    assert_eq!(heard.len(), 12, "four syncs");
+    assert_eq!(heard.len(), 7, "two syncs, and one that was cancelled");
     watch::check(&scene, &heard).await;
     end(processes).await;
     end(vec![api.process]).await;
