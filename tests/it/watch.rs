@@ -650,7 +650,7 @@ async fn slow_reader(shape: Shape) {
     let connection = connection(&world.engine, world.user, "polar").await;
     // Far more than sockets and channel hold, because each event says what went wrong at length.
     let streams =
-        json!({"activities": {"listed": 0, "inserted": 0, "updated": 0, "deleted": 0, "error": "x".repeat(6000)}});
+        json!({"activities": {"listed": 0, "inserted": 0, "updated": 0, "deleted": 0, "error": "x".repeat(200_000)}});
     let report = json!({ "streams": streams }).to_string();
     let runs = 60;
     for _ in 0..runs {
