@@ -32,6 +32,10 @@ const SETTINGS: &[&str] = &[
     "data_dir",
     "export_dir",
     "bind",
+    "public_url",
+    "redirect_uris",
+    "oauth_state_life",
+    "sync_on_connect",
     "inline_timeout",
     "cors_origins",
     "secret_key",
@@ -63,6 +67,7 @@ const PROVIDER_SETTINGS: &[&str] = &[
     "api_base_url",
     "authorize_url",
     "token_url",
+    "revoke_url",
 ];
 
 /// Variables without our prefix, and the settings they are.
@@ -92,6 +97,14 @@ pub struct Config {
     pub export_dir: PathBuf,
     /// Where we listen.
     pub bind: SocketAddr,
+    /// How browsers reach us, without a slash at the end: providers send people back to an address below it.
+    pub public_url: String,
+    /// Where else people may be sent after connecting; compared letter by letter.
+    pub redirect_uris: Vec<String>,
+    /// How long somebody may take to agree at a provider.
+    pub oauth_state_life: Duration,
+    /// Whether connecting queues a first sync.
+    pub sync_on_connect: bool,
     /// How long an `async=false` call waits.
     pub inline_timeout: Duration,
     /// Origins whose pages may call the API: scheme, host and port.
@@ -155,6 +168,8 @@ pub struct ProviderConfig {
     pub authorize_url: Option<String>,
     /// Where tokens are exchanged.
     pub token_url: Option<String>,
+    /// Where grants are given back.
+    pub revoke_url: Option<String>,
 }
 
 /// Which database.
@@ -321,6 +336,7 @@ impl Config {
         check(!self.sweep.is_zero(), "WEARSYNC_SWEEP must be more than 0");
         check(!self.page_timeout.is_zero(), "WEARSYNC_PAGE_TIMEOUT must be more than 0");
         check(!self.event_heartbeat.is_zero(), "WEARSYNC_EVENT_HEARTBEAT must be more than 0");
+        check(!self.oauth_state_life.is_zero(), "WEARSYNC_OAUTH_STATE_LIFE must be more than 0");
         check(
             self.renew * 2 <= self.lease,
             "WEARSYNC_RENEW must be at most half of WEARSYNC_LEASE: one late renewal must not lose the run",
@@ -473,6 +489,7 @@ struct Reader {
 impl Reader {
     fn config(&mut self) -> Config {
         let data_dir = self.path("data_dir").unwrap_or_else(|| PathBuf::from("data"));
+        let bind = self.bind();
         let warnings = self.values.keys().filter_map(|name| unknown(name)).collect();
         Config {
             database: self.database(&data_dir),
@@ -481,7 +498,11 @@ impl Reader {
             redis_prefix: self.text("redis_prefix").unwrap_or_default(),
             export_dir: self.path("export_dir").unwrap_or_else(|| data_dir.join("exports")),
             data_dir,
-            bind: self.bind(),
+            bind,
+            public_url: self.http_url("public_url").unwrap_or_else(|| local_url(bind)),
+            redirect_uris: self.redirect_uris(),
+            oauth_state_life: self.duration("oauth_state_life"),
+            sync_on_connect: self.flag("sync_on_connect"),
             inline_timeout: self.duration("inline_timeout"),
             cors_origins: self.list("cors_origins"),
             secret_key: self.secret_key(),
@@ -644,7 +665,21 @@ impl Reader {
             api_base_url: self.http_url(&name("api_base_url")),
             authorize_url: self.http_url(&name("authorize_url")),
             token_url: self.http_url(&name("token_url")),
+            revoke_url: self.http_url(&name("revoke_url")),
         }
+    }
+
+    fn redirect_uris(&mut self) -> Vec<String> {
+        let uris = self.list("redirect_uris");
+        for uri in &uris {
+            // What a browser would run instead of going there.
+            let runs =
+                |url: &Url| matches!(url.scheme(), "javascript" | "data" | "vbscript" | "file" | "blob" | "about");
+            if !Url::parse(uri).is_ok_and(|url| !runs(&url)) {
+                self.bad("redirect_uris", uri, "whole addresses, such as https://app.example.org/connected");
+            }
+        }
+        uris
     }
 
     fn http_url(&mut self, name: &str) -> Option<String> {
@@ -659,6 +694,11 @@ impl Reader {
             }
         }
     }
+}
+
+/// How a browser on this machine reaches what listens there.
+fn local_url(bind: SocketAddr) -> String {
+    if bind.ip().is_unspecified() { format!("http://localhost:{}", bind.port()) } else { format!("http://{bind}") }
 }
 
 /// Names the closest setting to one that does not exist.
@@ -728,6 +768,8 @@ mod tests {
         assert_eq!((config.event_heartbeat.as_secs(), config.event_age.as_secs()), (15, 86_400));
         assert_eq!(config.events_per_user, 200);
         assert!(config.share_access_tokens && !config.export_flat && !config.log_json);
+        assert_eq!((config.public_url.as_str(), config.oauth_state_life.as_secs()), ("http://127.0.0.1:8000", 900));
+        assert!(config.sync_on_connect && config.redirect_uris.is_empty());
         assert!(config.providers.is_empty() && config.warnings.is_empty() && config.secret_key.is_none());
         assert!(config.provider("strava").client_id.is_none());
     }
@@ -848,6 +890,27 @@ mod tests {
         ] {
             let error = load(&[(name, value)]).unwrap_err().to_string();
             assert!(error.contains(name) && !error.contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn where_people_are_sent_is_checked() {
+        let config = load(&[
+            ("WEARSYNC_PUBLIC_URL", "https://wear.example.org/"),
+            ("WEARSYNC_REDIRECT_URIS", "https://app.example.org/done?a=1, myapp://connected"),
+        ])
+        .unwrap();
+        assert_eq!(config.public_url, "https://wear.example.org");
+        assert_eq!(config.redirect_uris, ["https://app.example.org/done?a=1", "myapp://connected"]);
+        let everywhere = load(&[("WEARSYNC_BIND", "0.0.0.0:81"), ("WEARSYNC_SECRET_KEY", KEY)]).unwrap();
+        assert_eq!(everywhere.public_url, "http://localhost:81");
+        for (name, value) in [
+            ("WEARSYNC_REDIRECT_URIS", "javascript:alert(1)"),
+            ("WEARSYNC_REDIRECT_URIS", "/done"),
+            ("WEARSYNC_PUBLIC_URL", "wear.example.org"),
+            ("WEARSYNC_OAUTH_STATE_LIFE", "0"),
+        ] {
+            assert!(load(&[(name, value)]).unwrap_err().to_string().contains(name), "{value}");
         }
     }
 

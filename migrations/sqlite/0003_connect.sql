@@ -14,5 +14,6 @@ create index oauth_states_expiry on oauth_states (expires_at);
 -- What the person granted, in the provider's words with blanks between; null: never told.
 alter table accounts add column scopes text;
 alter table accounts add column username text;
--- The last answer of the token endpoint: grants that lie idle for too long end at some providers.
-alter table accounts add column refreshed_at text;
+-- When the token endpoint is asked at the latest: at some providers a grant that lies idle for too long ends. Null: never.
+alter table accounts add column renew_at text;
+create index accounts_renew on accounts (renew_at) where renew_at is not null;

@@ -211,3 +211,81 @@ pub(super) async fn list_gaps(
     let gaps = sync::list_gaps(engine, Some(UserId(id))).await?;
     Ok(Json(GapList { items: gaps.into_iter().map(GapRead::from).collect() }))
 }
+
+/// The user and the provider of the path.
+fn named(app: &App, path: &axum::extract::RawPathParams) -> Result<(UserId, &'static str), Error> {
+    let param = |name| path.iter().find(|(have, _)| *have == name).map_or("", |(_, value)| value);
+    let user = super::extract::uuid(param("user_id"))?;
+    let setup = app
+        .state
+        .engine
+        .provider(param("provider"))
+        .ok_or_else(|| super::extract::one_of(crate::providers::names().map(|name| name.0)))?;
+    Ok((UserId(user), setup.spec().name.0))
+}
+
+/// The mirrored API names the user here.
+fn no_connection_of(user: UserId) -> Error {
+    let hint = Some("GET /api/v1/users/{user_id}/connections lists what there is");
+    Error::NotFound { detail: format!("Connection with ID: {user} not found."), code: "no_connection", hint }
+}
+
+/// Disconnect
+///
+/// Ends a user's connection to a provider: runs of it are cancelled, its tokens are gone, and the provider is told if
+/// nobody else here uses the account. What is stored stays. A connection that has ended already is no failure. Needs the
+/// scope `admin`.
+#[utoipa::path(
+    delete,
+    path = "/api/v1/users/{user_id}/connections/{provider}",
+    operation_id = "delete_connection",
+    tag = "connections",
+    params(
+        ("user_id" = Uuid, Path, description = "UUID of the user"),
+        ("provider" = String, Path, description = "Provider name", example = "strava"),
+    ),
+    responses(
+        (status = 204, description = "It has ended"),
+        (status = 404, description = "There never was one", body = super::error::Body),
+    )
+)]
+pub(super) async fn delete_connection(
+    _: Caller<super::extract::MayAdmin>,
+    State(app): State<Arc<App>>,
+    path: axum::extract::RawPathParams,
+) -> Result<axum::http::StatusCode, Error> {
+    let (user, provider) = named(&app, &path)?;
+    let ended = sync::disconnect(&app.state.engine, user, provider).await?;
+    ended.map(|_| axum::http::StatusCode::NO_CONTENT).ok_or_else(|| no_connection_of(user))
+}
+
+/// Disconnect and erase
+///
+/// The same, and everything that is stored of the user from this provider goes: records, samples, the answers as received,
+/// runs and files. Nobody else's data is touched. Needs the scope `admin`.
+#[utoipa::path(
+    delete,
+    path = "/api/v1/users/{user_id}/connections/{provider}/data",
+    operation_id = "delete_connection_data",
+    tag = "connections",
+    params(
+        ("user_id" = Uuid, Path, description = "UUID of the user"),
+        ("provider" = String, Path, description = "Provider name", example = "strava"),
+    ),
+    responses(
+        (status = 204, description = "It is gone; files at the latest with the next sweep of the process that owns them"),
+        (status = 404, description = "There never was one", body = super::error::Body),
+    )
+)]
+pub(super) async fn delete_connection_data(
+    _: Caller<super::extract::MayAdmin>,
+    State(app): State<Arc<App>>,
+    path: axum::extract::RawPathParams,
+) -> Result<axum::http::StatusCode, Error> {
+    let (user, provider) = named(&app, &path)?;
+    // A task of its own: a long one is finished though the answer came too late for whoever asked.
+    let engine = app.state.engine.clone();
+    let ended = tokio::spawn(async move { sync::purge(&engine, user, provider).await }).await;
+    let ended = ended.map_err(|_| Error::Internal)??;
+    ended.map(|_| axum::http::StatusCode::NO_CONTENT).ok_or_else(|| no_connection_of(user))
+}

@@ -27,6 +27,10 @@ pub(super) enum Error {
     NotFound { detail: String, code: &'static str, hint: Option<&'static str> },
     /// Something like it exists already.
     Conflict { detail: &'static str, code: &'static str },
+    /// The provider is one of ours, but the settings have no application for it.
+    NotSetUp { title: &'static str },
+    /// The provider could not be asked.
+    Provider { detail: String },
     /// The body is larger than we read.
     TooLarge,
     /// No such path.
@@ -65,16 +69,17 @@ pub(super) struct Body {
 }
 
 impl Error {
-    fn status(&self) -> StatusCode {
+    /// The status code of the answer.
+    pub(super) fn status(&self) -> StatusCode {
         match self {
-            Self::Invalid(_) => StatusCode::BAD_REQUEST,
+            Self::Invalid(_) | Self::NotSetUp { .. } => StatusCode::BAD_REQUEST,
             Self::Unauthorized { .. } | Self::BadToken { .. } => StatusCode::UNAUTHORIZED,
             Self::Forbidden { .. } => StatusCode::FORBIDDEN,
             Self::NotFound { .. } | Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Conflict { .. } => StatusCode::CONFLICT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Internal | Self::Provider { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Unsupported(_) => StatusCode::NOT_IMPLEMENTED,
             Self::Unavailable | Self::TimedOut => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -86,6 +91,8 @@ impl Error {
             Self::Unauthorized { .. } | Self::BadToken { .. } => "unauthorized",
             Self::Forbidden { .. } => "insufficient_scope",
             Self::NotFound { code, .. } | Self::Conflict { code, .. } => code,
+            Self::NotSetUp { .. } => "provider_not_set_up",
+            Self::Provider { .. } => "provider_unavailable",
             Self::NoRoute => "unknown_path",
             Self::Method => "method_not_allowed",
             Self::TooLarge => "body_too_large",
@@ -96,8 +103,11 @@ impl Error {
         }
     }
 
-    fn detail(&self) -> String {
+    /// What the answer says, in plain words.
+    pub(super) fn detail(&self) -> String {
         match self {
+            Self::NotSetUp { title } => format!("{title} is not set up on this server"),
+            Self::Provider { detail } => detail.clone(),
             Self::Unauthorized { detail } | Self::BadToken { detail } | Self::Conflict { detail, .. } => {
                 (*detail).to_owned()
             }
@@ -121,6 +131,8 @@ impl Error {
             Self::Forbidden { .. } => Some("use a key with this scope, or one with the scope admin"),
             Self::NotFound { hint, .. } => *hint,
             Self::Conflict { .. } | Self::Invalid(_) | Self::TooLarge | Self::Method => None,
+            Self::NotSetUp { .. } => Some("set the client id and secret of your application there, then start again"),
+            Self::Provider { .. } => Some("connect again in a moment"),
             Self::NoRoute => Some("/docs lists all paths"),
             Self::Unsupported(_) => Some("ask for a data_type that this provider has, or for all"),
             Self::Unavailable | Self::TimedOut => Some("nothing is lost that was accepted; try again"),

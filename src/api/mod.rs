@@ -10,6 +10,7 @@ mod connections;
 mod error;
 mod extract;
 mod keys;
+mod oauth;
 mod openapi;
 mod providers;
 mod service;
@@ -113,6 +114,12 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(providers::update_provider))
         .routes(routes!(providers::get_coverage))
         .routes(routes!(providers::get_provider_icon))
+        .routes(routes!(connections::delete_connection))
+        .routes(routes!(connections::delete_connection_data))
+        .routes(routes!(oauth::authorize_provider))
+        .routes(routes!(oauth::finish_authorization))
+        .routes(routes!(oauth::show_oauth_success))
+        .routes(routes!(oauth::show_oauth_error))
         .routes(routes!(service::get_root))
         .routes(routes!(service::get_liveness))
         .routes(routes!(service::get_readiness))

@@ -37,6 +37,7 @@ use crate::providers;
         (name = "keys", description = "Which programs may call it"),
         (name = "applications", description = "Which programs may give out tokens for users"),
         (name = "providers", description = "What can be connected, and what it tells"),
+        (name = "oauth", description = "Connecting in a browser"),
         (name = "service", description = "The service itself"),
     ),
     components(schemas(super::error::Body, super::sync::SyncQueued, super::sync::SyncDone)),

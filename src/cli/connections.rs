@@ -20,13 +20,16 @@ pub(crate) enum Command {
     Add(Add),
     /// List connections
     List(Whose),
-    /// End a connection: its grant is forgotten, what is stored stays
+    /// End a connection: its grant is given back and forgotten, what is stored stays
     Remove {
         #[command(flatten)]
         whose: Whose,
         /// Provider, for example `strava`
         #[arg(long)]
         provider: String,
+        /// Erase what is stored of the user from this provider, rows and files
+        #[arg(long)]
+        purge: bool,
     },
 }
 
@@ -63,14 +66,14 @@ pub(crate) fn find_provider<'a>(engine: &'a Engine, name: &str) -> anyhow::Resul
 
 /// How a user is connected (again).
 pub(crate) fn add_command(user: UserId, provider: &str) -> String {
-    format!("wearsync connections add --user {user} --provider {provider} --refresh-token-stdin")
+    format!("wearsync connect {provider} --user {user}")
 }
 
 pub(crate) async fn run(session: &Session, command: Command) -> Outcome {
     match command {
         Command::Add(new) => add(session, new).await,
         Command::List(whose) => list(session, whose).await,
-        Command::Remove { whose, provider } => remove(session, whose, &provider).await,
+        Command::Remove { whose, provider, purge } => remove(session, whose, &provider, purge).await,
     }
 }
 
@@ -102,19 +105,27 @@ async fn list(session: &Session, whose: Whose) -> Outcome {
     Ok(Exit::Done)
 }
 
-async fn remove(session: &Session, whose: Whose, provider: &str) -> Outcome {
+async fn remove(session: &Session, whose: Whose, provider: &str, purge: bool) -> Outcome {
     let app = session.open().await?;
     let engine = &app.engine;
     let setup = find_provider(engine, provider)?;
     let user = whose.find(&engine.db).await?;
-    let removed = engine.db.disconnect(user.id, setup.spec().name.0, engine.clock.now()).await?;
-    engine.tell_news(user.id).await;
+    let name = setup.spec().name.0;
+    let removed =
+        if purge { sync::purge(engine, user.id, name).await? } else { sync::disconnect(engine, user.id, name).await? };
+    let files = engine.exporter.is_some();
     app.close().await;
     let Some(id) = removed else {
         anyhow::bail!("user {} has no connection to {}: there is nothing to remove", user.id, setup.spec().title);
     };
-    session.out.show(&json!({ "id": id, "status": "revoked" }), || format!("removed {id}"))?;
-    remark("what is stored stays; the application's permission is taken back at the provider");
+    session.out.show(&json!({ "id": id, "status": "revoked", "purged": purge }), || format!("removed {id}"))?;
+    match (purge, files) {
+        (false, _) => remark("what is stored stays; --purge erases it"),
+        (true, true) => remark("what was stored is erased, with its files"),
+        (true, false) => {
+            remark("what was stored is erased; its files go with the next sweep of the process that owns them")
+        }
+    }
     Ok(Exit::Done)
 }
 

@@ -132,13 +132,14 @@ fn echo(on: bool) -> bool {
 
 /// Where a person agrees.
 fn consent_address(spec: &ProviderSpec, client_id: &str) -> anyhow::Result<Url> {
-    let scopes = spec.oauth.scopes.join(spec.oauth.scope_separator);
-    let mut url = Url::parse(spec.oauth.authorize_url)?;
+    let oauth = spec.oauth.as_ref().with_context(|| format!("{} has no consent page", spec.title))?;
+    let scopes: Vec<&str> = oauth.scopes.iter().map(|scope| scope.name).collect();
+    let mut url = Url::parse(oauth.authorize_url)?;
     url.query_pairs_mut()
         .append_pair("client_id", client_id)
         .append_pair("redirect_uri", REDIRECT)
         .append_pair("response_type", "code")
-        .append_pair("scope", &scopes);
+        .append_pair("scope", &scopes.join(oauth.scope_separator));
     Ok(url)
 }
 

@@ -3,6 +3,7 @@
 //! May name everything below it. What must always hold: answers go to stdout and nothing else does; every command ends
 //! with a code of `exit::Exit`; a secret is printed only by the command that made it, and only once.
 
+mod connect;
 mod connections;
 #[cfg(feature = "simulator")]
 mod demo;
@@ -71,6 +72,8 @@ enum Command {
     Worker(serve::Worker),
     /// Sync now, with progress; beside a running server it hands the run over and follows it
     Sync(sync::Sync),
+    /// Connect a user in the browser: agree there, and the first sync is queued
+    Connect(connect::Connect),
     /// Whom data belongs to
     #[command(subcommand)]
     Users(users::Command),
@@ -136,6 +139,7 @@ async fn run(cli: Cli) -> Outcome {
         Command::Serve(serve) => serve::serve(&session, serve).await,
         Command::Worker(worker) => serve::work(&session, worker).await,
         Command::Sync(sync) => sync::run(&session, sync).await,
+        Command::Connect(connect) => connect::run(&session, connect).await,
         Command::Users(command) => users::run(&session, command).await,
         Command::Keys(command) => keys::run(&session, command).await,
         Command::Developers(command) => developers::run(&session, command).await,

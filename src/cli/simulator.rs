@@ -79,6 +79,9 @@ pub(crate) struct Simulator {
     /// Scopes that the person unticks
     #[arg(long = "untick", value_name = "SCOPE")]
     unticked_scopes: Vec<String>,
+    /// Refuse visits and codes without PKCE
+    #[arg(long)]
+    require_pkce: bool,
     /// What goes wrong, as name[@endpoint]=share or 1/n, then :value and *times: 429=0.02, cut@list=1/3*2 (again for more)
     #[arg(long = "fault", value_name = "FAULT", value_parser = parse_fault)]
     faults: Vec<Fault>,
@@ -110,6 +113,8 @@ impl From<Simulator> for Options {
             auto_approve: given.auto_approve,
             refuse_consent: given.refuse_consent,
             unticked_scopes: given.unticked_scopes,
+            require_pkce: given.require_pkce,
+            code_settles_ms: defaults.code_settles_ms,
             faults: given.faults,
         }
     }

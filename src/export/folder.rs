@@ -160,7 +160,8 @@ impl Folder {
     /// If the system refuses.
     pub fn remove_tree(&self, path: &RelPath) -> Result<bool, FolderError> {
         let target = path.below(&self.root);
-        self.gone(&target, fs::remove_dir_all(&target))
+        let removed = if target.is_dir() { fs::remove_dir_all(&target) } else { fs::remove_file(&target) };
+        self.gone(&target, removed)
     }
 
     /// Moves a folder; `false` if there is none, or something stands at the new place.

@@ -12,9 +12,9 @@ mod spec;
 
 pub use http::{AccessToken, Answer, Api, FetchError, Gate, Http};
 pub use spec::{
-    Axis, ClientAuth, Coverage, DataPart, Dead, Deletes, FileRule, HEALTH_SCORES, LiveMode, LiveSpec,
-    MENSTRUAL_CYCLE_FIELDS, OAuthSpec, PartSpec, ProviderSpec, Refetch, SLEEP_FIELDS, StreamSpec, WORKOUT_FIELDS,
-    WebhookKind, Wire,
+    Axis, ClientAuth, Coverage, DataPart, Dead, Deletes, FileRule, HEALTH_SCORES, Leave, LiveMode, LiveSpec,
+    MENSTRUAL_CYCLE_FIELDS, OAuthSpec, PartSpec, ProviderSpec, Refetch, SLEEP_FIELDS, Scope, ScopesTold, StreamSpec,
+    WORKOUT_FIELDS, WebhookKind, Wire,
 };
 
 use async_trait::async_trait;
@@ -22,7 +22,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 
-use crate::model::{Kind, Normalized, PartName, ProviderName};
+use crate::model::{Kind, Normalized, PartName, ProviderName, UserId};
 
 macro_rules! providers {
     ($($module:ident),* $(,)?) => {
@@ -148,6 +148,20 @@ pub trait Provider: Send + Sync + 'static {
         external_id: &str,
         part: PartName,
     ) -> Result<FetchedPart, FetchError>;
+
+    /// What a new grant needs before it can be used: whose it is and what it allows, where the token answer does not say
+    /// (a profile call, a list of permissions), and a registration of the person, where the provider wants one. `known`
+    /// is what the answer told, `user` the person's id with us. Answers `known` with what it learnt.
+    async fn fetch_owner(&self, api: &Api<'_>, known: oauth::Owner, user: UserId) -> Result<oauth::Owner, FetchError> {
+        let _ = (api, user);
+        Ok(known)
+    }
+
+    /// Tells the provider that we are done with a person ([`Leave::Call`] only).
+    async fn deregister(&self, api: &Api<'_>, app: &oauth::App, provider_user_id: &str) -> Result<(), FetchError> {
+        let _ = (api, app, provider_user_id);
+        Ok(())
+    }
 
     /// All stored parts of one record, made into the record and its samples. Pure: same parts, same answer.
     /// The first element is always the kind's primary part.

@@ -15,10 +15,13 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::{DateTime, Utc};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::clock::Clock;
 
@@ -70,6 +73,11 @@ pub struct Options {
     pub refuse_consent: bool,
     /// Scopes that the person unticks.
     pub unticked_scopes: Vec<String>,
+    /// A visit without a PKCE challenge (S256) is refused, and a code without its verifier. One that comes is always
+    /// checked.
+    pub require_pkce: bool,
+    /// A code is refused for so many milliseconds after it was made.
+    pub code_settles_ms: i64,
     /// What goes wrong.
     pub faults: Vec<Fault>,
 }
@@ -99,6 +107,8 @@ impl Default for Options {
             auto_approve: false,
             refuse_consent: false,
             unticked_scopes: Vec::new(),
+            require_pkce: false,
+            code_settles_ms: 0,
             faults: Vec::new(),
         }
     }
@@ -597,6 +607,15 @@ fn huge(mib: u64) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], Body::from_stream(pieces)).into_response()
 }
 
+/// Whether a PKCE verifier is the one of a challenge (S256). Without a challenge no verifier is wanted.
+#[must_use]
+pub fn proves(challenge: Option<&str>, verifier: &str) -> bool {
+    let Some(challenge) = challenge else { return verifier.is_empty() };
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    let shaped = (43..=128).contains(&verifier.len()) && verifier.bytes().all(allowed);
+    shaped && URL_SAFE_NO_PAD.encode(Sha256::digest(verifier.as_bytes())) == challenge
+}
+
 /// Controls that are the same for every provider, below `/_simulator`.
 pub fn controls(shared: &Shared) -> Router {
     Router::new()
@@ -688,6 +707,16 @@ mod tests {
         assert!(parse_fault("429=often").unwrap_err().contains("share `often` is no number"));
         assert!(parse_fault("429=1/0").unwrap_err().contains("never"));
         assert!(parse_fault("slow=1:long").unwrap_err().contains("value `long` is no number"));
+    }
+
+    #[test]
+    fn a_verifier_proves_its_challenge_alone() {
+        // The pair of RFC 7636, appendix B.
+        let (verifier, challenge) =
+            ("dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk", "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM");
+        assert!(proves(Some(challenge), verifier) && proves(None, ""));
+        assert!(!proves(Some(challenge), "") && !proves(None, verifier) && !proves(Some(verifier), verifier));
+        assert!(!proves(Some(challenge), &verifier.replace('d', "e")));
     }
 
     #[test]

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use reqwest::header::HeaderMap;
 
 use crate::model::quota::{Quota, Seen};
@@ -13,7 +15,7 @@ pub struct ProviderSpec {
     /// Where calls go, prefix included, without a slash at the end. A setting overrides it.
     pub api_base_url: &'static str,
     /// Its OAuth, where it has one.
-    pub oauth: OAuthSpec,
+    pub oauth: Option<OAuthSpec>,
     /// Its quotas, per application.
     pub quotas: &'static [Quota],
     /// Reads what its response headers tell of the quotas. Missing headers tell nothing.
@@ -38,7 +40,7 @@ impl ProviderSpec {
     /// Whether people grant access to it on a page of its own.
     #[must_use]
     pub fn has_oauth(&self) -> bool {
-        !self.oauth.authorize_url.is_empty()
+        self.oauth.is_some()
     }
 
     /// The part of a kind with this name.
@@ -193,24 +195,99 @@ pub const MENSTRUAL_CYCLE_FIELDS: [&str; 15] = [
 pub const HEALTH_SCORES: [&str; 8] =
     ["sleep", "recovery", "readiness", "activity", "stress", "resilience", "body_battery", "strain"];
 
-/// How a person grants access.
+/// How a person grants access, and how it is given back. Codes live for 30 seconds to ten minutes: they are exchanged in
+/// the request that brings them, so their life is no data here.
+#[derive(Clone, Copy)]
 pub struct OAuthSpec {
     /// Where the person agrees.
     pub authorize_url: &'static str,
+    /// Further parameters of that address.
+    pub authorize_params: &'static [(&'static str, &'static str)],
     /// Where codes and refresh tokens are exchanged.
     pub token_url: &'static str,
-    /// What we ask for.
-    pub scopes: &'static [&'static str],
+    /// Further fields of every call to it.
+    pub token_params: &'static [(&'static str, &'static str)],
+    /// Further fields of a refresh.
+    pub refresh_params: &'static [(&'static str, &'static str)],
+    /// What we ask for. Empty: what an application may read is set at the provider.
+    pub scopes: &'static [Scope],
     /// Between two scopes in the authorize address.
     pub scope_separator: &'static str,
+    /// Where the scopes are told that were granted: people untick boxes.
+    pub scopes_told: ScopesTold,
+    /// Without any of these nothing can be read, and the grant is refused. Empty: there is no such thing.
+    pub reads_with: &'static [&'static str],
     /// How the application names itself at the token address.
     pub client_auth: ClientAuth,
+    /// Whether a PKCE verifier (S256) goes with each visit.
+    pub pkce: bool,
+    /// Whether the callback address is said again when the code is exchanged.
+    pub redirect_in_exchange: bool,
+    /// A code refused within this time after it was made may be good a moment later: it is tried once more after it.
+    pub code_settles: Option<Duration>,
+    /// The token answer's members stand below this JSON pointer; empty for the top.
+    pub grant_at: &'static str,
+    /// Whose grant it is, where the token answer tells: a member, or a claim of its access token. What it does not tell,
+    /// [`super::Provider::fetch_owner`] asks for.
+    pub owner_in_grant: fn(&serde_json::Value) -> super::oauth::Owner,
+    /// Whether there are refresh tokens. Without them the access token itself lives for long: it is kept as the grant,
+    /// sealed as a refresh token is.
+    pub refreshes: bool,
+    /// A grant ends when its token endpoint is not asked for so long. `None`: it does not.
+    pub idle_limit: Option<Duration>,
     /// When a refused refresh means that the grant is gone.
     pub dead: Dead,
-    /// Says what a refusal of the token endpoint means, from status and body.
-    pub read_refusal: fn(u16, &[u8]) -> super::oauth::Refusal,
-    /// The provider's user id in the answer to a code exchange, where it is told there.
-    pub account_in_grant: fn(&serde_json::Value) -> Option<String>,
+    /// Says what an answer of the token endpoint refuses, from status and body; `None`: nothing, it is a grant.
+    pub read_refusal: fn(u16, &[u8]) -> Option<super::oauth::Refusal>,
+    /// How we take our leave when the last user of an account is disconnected.
+    pub leave: Leave,
+}
+
+impl OAuthSpec {
+    /// What was asked for and not granted.
+    #[must_use]
+    pub fn missing(&self, granted: &[String]) -> Vec<&'static Scope> {
+        self.scopes.iter().filter(|scope| !granted.iter().any(|name| name == scope.name)).collect()
+    }
+
+    /// Whether anything can be read with these.
+    #[must_use]
+    pub fn can_read(&self, granted: &[String]) -> bool {
+        self.reads_with.is_empty() || self.reads_with.iter().any(|needed| granted.iter().any(|name| name == needed))
+    }
+}
+
+/// One permission.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scope {
+    /// The provider's word.
+    pub name: &'static str,
+    /// What it lets us read, in plain words.
+    pub lets: &'static str,
+}
+
+/// Where the granted scopes are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScopesTold {
+    /// In the parameter `scope` of the callback.
+    Callback,
+    /// In the member `scope` of the token answer.
+    Grant,
+    /// By a call of its own: [`super::Provider::fetch_owner`].
+    Owner,
+    /// Nowhere: it is all or nothing.
+    Nowhere,
+}
+
+/// How a grant is given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// The provider has no way.
+    Never,
+    /// RFC 7009 at this address: client by HTTP Basic, the refresh token as `token`.
+    Revoke(&'static str),
+    /// By a call of its own: [`super::Provider::deregister`].
+    Call,
 }
 
 /// Where the client secret goes.

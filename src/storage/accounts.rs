@@ -35,6 +35,10 @@ pub struct Account {
     pub refused_since: Option<DateTime<Utc>>,
     /// Digest of the refresh token that a person last pasted.
     pub imported_hash: Option<Vec<u8>>,
+    /// What the person granted, in the provider's words with blanks between; `None`: never told.
+    pub scopes: Option<String>,
+    /// The name that the person has at the provider.
+    pub username: Option<String>,
 }
 
 /// What makes or replaces an account's grant.
@@ -62,6 +66,17 @@ pub struct RefreshLease {
     pub interrupted: bool,
 }
 
+/// What a refresh brought, as far as it is stored.
+#[derive(Clone, Debug, Default)]
+pub struct Refreshed {
+    /// The new refresh token, sealed; `None`: the old one stays.
+    pub sealed: Option<Vec<u8>>,
+    /// Until then the access token is on its way to other processes, which do well to wait for it.
+    pub coming: Option<DateTime<Utc>>,
+    /// When the grant is refreshed again though nobody needs it.
+    pub renew_at: Option<DateTime<Utc>>,
+}
+
 /// Why a refresh brought nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefreshFailure<'a> {
@@ -76,7 +91,7 @@ pub enum RefreshFailure<'a> {
 }
 
 const COLUMNS: &str = "id, provider, client_id, provider_user_id, status, reason, refresh_token, token_version,
-    grant_version, refresh_owner, refresh_until, refusals, refused_since, imported_hash";
+    grant_version, refresh_owner, refresh_until, refusals, refused_since, imported_hash, scopes, username";
 
 impl Db {
     /// An account by id.
@@ -189,9 +204,9 @@ impl Db {
         Ok(taken.map(|account| RefreshLease { interrupted: before.refresh_owner.is_some(), account }))
     }
 
-    /// Stores what a refresh brought and gives the lease back. `false`: the lease was lost, the version moved on. Until
-    /// `coming` the access token is on its way to other processes, which do well to wait for it (`refresh_until` without
-    /// an owner); a lease is given all the same, to whoever was refused it already.
+    /// Stores what a refresh brought and gives the lease back. `false`: the lease was lost, the version moved on. While an
+    /// access token is on its way, `refresh_until` says so without an owner; a lease is given all the same, to whoever was
+    /// refused it already.
     ///
     /// # Errors
     /// When the database fails.
@@ -200,17 +215,38 @@ impl Db {
         id: AccountId,
         version: i64,
         owner: &str,
-        sealed: Option<Vec<u8>>,
-        coming: Option<DateTime<Utc>>,
+        brought: Refreshed,
         now: DateTime<Utc>,
     ) -> Result<bool> {
         let sql = "update accounts set refresh_token = coalesce($4, refresh_token), token_version = token_version + 1,
                 refresh_owner = null, refresh_until = $6, refusals = 0, refused_since = null, status = 'active',
-                reason = null, updated_at = $5
+                reason = null, updated_at = $5, renew_at = $7
             where id = $1 and token_version = $2 and refresh_owner = $3";
         let owner = owner.to_owned();
-        accept!(self, c => Ok(sqlx::query(sql).bind(id).bind(version).bind(owner).bind(sealed).bind(now).bind(coming)
+        accept!(self, c => Ok(sqlx::query(sql).bind(id).bind(version).bind(owner).bind(brought.sealed)
+            .bind(now).bind(brought.coming).bind(brought.renew_at)
             .execute(&mut *c).await?.rows_affected() > 0))
+    }
+
+    /// Grants of active connections that have to be refreshed though nobody needs them. They are taken by whoever is
+    /// answered them: nobody else is before `again_at`.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn take_idle_grants(
+        &self,
+        now: DateTime<Utc>,
+        again_at: DateTime<Utc>,
+        limit: i64,
+    ) -> Result<Vec<Account>> {
+        let sql = format!(
+            "update accounts set renew_at = $2 where renew_at <= $1 and id in (
+                select a.id from accounts a where a.renew_at <= $1 and a.status = 'active' and a.refresh_token is not null
+                    and exists (select 1 from connections c where c.account_id = a.id and c.status = 'active')
+                order by a.renew_at limit $3)
+            returning {COLUMNS}"
+        );
+        accept!(self, c => Ok(sqlx::query_as(&sql).bind(now).bind(again_at).bind(limit).fetch_all(&mut *c).await?))
     }
 
     /// Gives the lease back after a refresh that brought nothing.

@@ -73,6 +73,116 @@ pub struct Access {
     pub target: Option<Target>,
 }
 
+/// A grant that comes with a connection.
+#[derive(Clone, Debug)]
+pub struct NewGrant {
+    /// Sealed for its account.
+    pub sealed: Vec<u8>,
+    /// See [`super::Account`]; `None` keeps what is known.
+    pub scopes: Option<String>,
+    /// See [`super::Account`]; `None` keeps what is known.
+    pub username: Option<String>,
+    /// When it is refreshed though nobody needs it.
+    pub renew_at: Option<DateTime<Utc>>,
+    /// Whether an access token came with it: that one is of a version of its own, above the grant's.
+    pub with_access: bool,
+}
+
+/// A connection that was made, or brought to an account.
+#[derive(Clone, Debug)]
+pub struct Connected {
+    /// The connection.
+    pub connection: ConnectionId,
+    /// Version of the account's token, and of the access token that came along.
+    pub token_version: i64,
+    /// The grant of the account it had before, if nobody else uses that.
+    pub left: Vec<LeftGrant>,
+}
+
+/// A connection that was ended.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// The connection.
+    pub connection: ConnectionId,
+    /// The grants that nobody uses any more.
+    pub left: Vec<LeftGrant>,
+}
+
+/// A grant that no active connection uses any more. It is not stored any longer: this is the last chance to give it back.
+#[derive(Clone, Debug, PartialEq, sqlx::FromRow)]
+pub struct LeftGrant {
+    /// The account.
+    pub account: AccountId,
+    /// Provider.
+    pub provider: String,
+    /// Our application there.
+    pub client_id: String,
+    /// The provider's id of the person.
+    pub provider_user_id: String,
+    /// Version of the token.
+    pub version: i64,
+    /// Sealed for the account.
+    pub sealed: Vec<u8>,
+}
+
+/// Takes the grants of a user's accounts at a provider that no active connection uses any more. The accounts are locked
+/// before it is asked who uses them: of two users who leave one account at once, the second one takes the grant.
+macro_rules! leave_accounts {
+    ($db:expr, $t:ident, $whose:literal, $user:expr, $provider:expr, $now:expr) => {{
+        let lock = if matches!($db, Db::Postgres(_)) { "for no key update" } else { "" };
+        let sql = format!(
+            "select id as account, provider, client_id, provider_user_id, token_version as version, refresh_token as sealed
+            from accounts where refresh_token is not null
+                and id in (select account_id from connections where user_id = $1 and {})
+            order by id {lock}",
+            $whose
+        );
+        let held: Vec<LeftGrant> =
+            sqlx::query_as(&sql).bind($user).bind($provider).fetch_all(&mut *$t).await?;
+        let mut left = Vec::new();
+        for grant in held {
+            let dropped = sqlx::query("update accounts set refresh_token = null, token_version = token_version + 1,
+                    renew_at = null, updated_at = $2
+                    where id = $1 and not exists
+                        (select 1 from connections c where c.account_id = $1 and c.status = 'active')")
+                .bind(grant.account).bind($now).execute(&mut *$t).await?.rows_affected();
+            if dropped > 0 {
+                left.push(grant);
+            }
+        }
+        left
+    }};
+}
+
+pub(super) use leave_accounts;
+
+pub(super) const DROP_UNUSED_ACCOUNT: &str = "delete from accounts where id = $1
+    and not exists (select 1 from connections c where c.account_id = accounts.id)";
+
+/// What a connection of a user to a provider has brought, with whatever was asked and told about it. Each takes the user
+/// and the provider.
+const PURGE: [&str; 12] = [
+    "delete from deliveries where exists
+            (select 1 from delivery_items i join connections c on c.id = i.connection_id
+            where i.delivery_id = deliveries.id and c.user_id = $1 and c.provider = $2)
+        and not exists (select 1 from delivery_items i join connections c on c.id = i.connection_id
+            where i.delivery_id = deliveries.id and c.user_id <> $1)",
+    "delete from delivery_items where connection_id in (select id from connections where user_id = $1 and provider = $2)",
+    "delete from idempotency where run_id in
+        (select r.id from runs r join connections c on c.id = r.connection_id where c.user_id = $1 and c.provider = $2)",
+    "delete from run_events where user_id = $1 and provider = $2",
+    "delete from runs where connection_id in (select id from connections where user_id = $1 and provider = $2)",
+    "delete from records where connection_id in (select id from connections where user_id = $1 and provider = $2)",
+    "delete from parts where connection_id in (select id from connections where user_id = $1 and provider = $2)",
+    "delete from windows where connection_id in (select id from connections where user_id = $1 and provider = $2)",
+    "delete from data_sources where user_id = $1 and provider = $2",
+    "delete from oauth_states where user_id = $1 and provider = $2",
+    // What an earlier account left behind: the connection itself has nothing to tell without its data.
+    "delete from connections where user_id = $1 and provider = $2 and status = 'replaced'",
+    "update connections set stored_at = null, last_success_at = null, delivered_at = null
+        where user_id = $1 and provider = $2",
+];
+
 #[derive(sqlx::FromRow)]
 struct AccessRow {
     is_developer: bool,
@@ -156,15 +266,30 @@ impl Db {
         provider: &str,
         now: DateTime<Utc>,
     ) -> Result<ConnectionId> {
+        Ok(self.connect_with(user, account, provider, None, now).await?.connection)
+    }
+
+    /// The same, and in the same transaction the grant that the person gave, which revives the account.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn connect_with(
+        &self,
+        user: UserId,
+        account: AccountId,
+        provider: &str,
+        grant: Option<NewGrant>,
+        now: DateTime<Utc>,
+    ) -> Result<Connected> {
         let id = ConnectionId::new();
         let replaced: u64;
-        let connection = transaction!(self, t => {
+        let connected = transaction!(self, t => {
             // Another account of the same provider: its history stays under the old connection, which nobody reads any more.
             replaced = sqlx::query("update connections set status = 'replaced', epoch = epoch + 1, updated_at = $4
                     where user_id = $1 and provider = $2 and status <> 'replaced' and account_id <> $3")
                 .bind(user).bind(provider).bind(account).bind(now)
                 .execute(&mut *t).await?.rows_affected();
-            let (found,): (ConnectionId,) = sqlx::query_as(
+            let (connection,): (ConnectionId,) = sqlx::query_as(
                     "insert into connections (id, user_id, account_id, provider, status, created_at, updated_at)
                     values ($1, $2, $3, $4, 'active', $5, $5)
                     on conflict (user_id, provider) where status <> 'replaced' do update
@@ -172,12 +297,25 @@ impl Db {
                     returning id")
                 .bind(id).bind(user).bind(account).bind(provider).bind(now)
                 .fetch_one(&mut *t).await?;
-            found
+            if let Some(grant) = &grant {
+                sqlx::query("update accounts set refresh_token = $2, token_version = token_version + 1 + $7,
+                        grant_version = token_version + 1, status = 'active', reason = null, refusals = 0,
+                        refused_since = null, refresh_owner = null, refresh_until = null,
+                        scopes = coalesce($3, scopes), username = coalesce($4, username), renew_at = $5, updated_at = $6
+                        where id = $1")
+                    .bind(account).bind(grant.sealed.as_slice()).bind(grant.scopes.as_deref())
+                    .bind(grant.username.as_deref()).bind(grant.renew_at).bind(now).bind(i64::from(grant.with_access))
+                    .execute(&mut *t).await?;
+            }
+            let (token_version,): (i64,) = sqlx::query_as("select token_version from accounts where id = $1")
+                .bind(account).fetch_one(&mut *t).await?;
+            let left = leave_accounts!(self, t, "provider = $2", user, provider, now);
+            Connected { connection, token_version, left }
         });
         if replaced > 0 {
             tracing::info!(%user, provider, "connection moved to another account; the old one keeps its data");
         }
-        Ok(connection)
+        Ok(connected)
     }
 
     /// Ends a connection: work in flight is refused from now on, waiting runs are cancelled, data stays. `None`: there
@@ -186,40 +324,86 @@ impl Db {
     /// # Errors
     /// When the database fails.
     pub async fn disconnect(&self, user: UserId, provider: &str, now: DateTime<Utc>) -> Result<Option<ConnectionId>> {
+        Ok(self.end_connection(user, provider, None, now).await?.map(|ended| ended.connection))
+    }
+
+    /// The same, with the grants that were dropped. With `purge`, everything that the user has of this provider goes in
+    /// the same transaction, and these folders are noted for whoever owns the files; the connection itself stays, ended.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn end_connection(
+        &self,
+        user: UserId,
+        provider: &str,
+        purge: Option<&[String]>,
+        now: DateTime<Utc>,
+    ) -> Result<Option<Ended>> {
         loop {
-            let ended = self.disconnect_once(user, provider, now).await;
+            let ended = self.end_connection_once(user, provider, purge, now).await;
             if !is_crossed(&ended) {
                 return ended;
             }
         }
     }
 
-    async fn disconnect_once(&self, user: UserId, provider: &str, now: DateTime<Utc>) -> Result<Option<ConnectionId>> {
-        let found: Option<(ConnectionId, AccountId)> = transaction!(self, t => {
-            let found: Option<(ConnectionId, AccountId)> = sqlx::query_as(
+    async fn end_connection_once(
+        &self,
+        user: UserId,
+        provider: &str,
+        purge: Option<&[String]>,
+        now: DateTime<Utc>,
+    ) -> Result<Option<Ended>> {
+        let ended: Option<Ended> = transaction!(self, t => {
+            let found: Option<(ConnectionId,)> = sqlx::query_as(
                     "update connections set status = 'revoked', epoch = epoch + 1, updated_at = $3
                     where user_id = $1 and provider = $2 and status <> 'replaced'
-                    returning id, account_id")
+                    returning id")
                 .bind(user).bind(provider).bind(now)
                 .fetch_optional(&mut *t).await?;
-            if let Some((connection, account)) = found {
-                let ended: Vec<(RunId, i64)> = sqlx::query_as("update runs
-                        set state = 'cancelled', ended_at = $2, reason = 'disconnected', owner = null
-                        where connection_id = $1 and state in ('queued', 'waiting') returning id, epoch")
-                    .bind(connection).bind(now).fetch_all(&mut *t).await?;
-                for (run, epoch) in ended {
-                    tell!(t, Told::cancelled(run, epoch, now));
+            match found {
+                None => None,
+                Some((connection,)) => {
+                    let cancelled: Vec<(RunId, i64)> = sqlx::query_as("update runs
+                            set state = 'cancelled', ended_at = $2, reason = 'disconnected', owner = null
+                            where connection_id = $1 and state in ('queued', 'waiting') returning id, epoch")
+                        .bind(connection).bind(now).fetch_all(&mut *t).await?;
+                    for (run, epoch) in cancelled {
+                        tell!(t, Told::cancelled(run, epoch, now));
+                    }
+                    sqlx::query("update runs set cancel_requested = true where connection_id = $1 and state = 'in_progress'")
+                        .bind(connection).execute(&mut *t).await?;
+                    let left = leave_accounts!(self, t, "provider = $2", user, provider, now);
+                    if let Some(folders) = purge {
+                        let earlier: Vec<(AccountId,)> = sqlx::query_as("select account_id from connections
+                                where user_id = $1 and provider = $2 and status = 'replaced'")
+                            .bind(user).bind(provider).fetch_all(&mut *t).await?;
+                        for sql in PURGE {
+                            sqlx::query(sql).bind(user).bind(provider).execute(&mut *t).await?;
+                        }
+                        for (account,) in earlier {
+                            sqlx::query(DROP_UNUSED_ACCOUNT).bind(account).execute(&mut *t).await?;
+                        }
+                        for folder in folders {
+                            sqlx::query("insert into erased_folders (path, erased_at) values ($1, $2)
+                                    on conflict (path) do nothing")
+                                .bind(folder.as_str()).bind(now).execute(&mut *t).await?;
+                        }
+                    }
+                    Some(Ended { connection, left })
                 }
-                sqlx::query("update runs set cancel_requested = true where connection_id = $1 and state = 'in_progress'")
-                    .bind(connection).execute(&mut *t).await?;
-                sqlx::query("update accounts set refresh_token = null, token_version = token_version + 1, updated_at = $2
-                        where id = $1 and not exists
-                            (select 1 from connections c where c.account_id = $1 and c.status = 'active')")
-                    .bind(account).bind(now).execute(&mut *t).await?;
             }
-            found
         });
-        Ok(found.map(|(connection, _)| connection))
+        Ok(ended)
+    }
+
+    /// Who has an active connection with this account, and to which provider.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn list_users_of_account(&self, account: AccountId) -> Result<Vec<(UserId, String)>> {
+        let sql = "select user_id, provider from connections where account_id = $1 and status = 'active' order by id";
+        Ok(read!(self, p => sqlx::query_as(sql).bind(account).fetch_all(p).await?))
     }
 
     /// One connection.

@@ -12,6 +12,7 @@ mod db;
 mod developers;
 mod error;
 mod exports;
+mod oauth_states;
 mod page;
 mod provider_settings;
 mod quotas;
@@ -22,14 +23,15 @@ mod runs;
 mod users;
 mod windows;
 
-pub use accounts::{Account, NewAccount, RefreshFailure, RefreshLease};
+pub use accounts::{Account, NewAccount, RefreshFailure, RefreshLease, Refreshed};
 pub use api_keys::{ApiKey, NewApiKey, NextApiKey};
 pub use applications::Application;
-pub use connections::{Access, Connection, ConnectionView, Target};
+pub use connections::{Access, Connected, Connection, ConnectionView, Ended, LeftGrant, NewGrant, Target};
 pub use db::{Db, WorkingLock};
 pub use developers::{Bearer, Developer, DeveloperChange, NewDeveloper};
 pub use error::{Error, Result};
 pub use exports::{ExportPart, RecordRow as ExportRecord, SummaryRow};
+pub use oauth_states::OAuthState;
 pub use page::{
     Boundary, ChunkWrite, Fence, NewPart, PageState, PageWrite, PartFix, PartRow, RecordRow, RecordWrite, WantedWrite,
     WindowMove,

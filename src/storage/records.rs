@@ -181,6 +181,7 @@ impl Db {
         write!(self, p => sqlx::query("delete from runs where ended_at < $1
                 and (select count(*) from runs n where n.connection_id = runs.connection_id and n.id > runs.id) >= 20")
             .bind(runs_before).execute(p).await?.rows_affected());
+        self.drop_old_oauth_states(now).await?;
         Ok(())
     }
 

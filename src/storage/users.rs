@@ -1,9 +1,10 @@
 use chrono::{DateTime, Utc};
 use sqlx::QueryBuilder;
 
+use super::connections::{DROP_UNUSED_ACCOUNT, LeftGrant, leave_accounts};
 use super::db::{accept, read, transaction};
 use super::{Db, Result};
-use crate::model::UserId;
+use crate::model::{AccountId, UserId};
 
 const COLUMNS: &str = "id, external_user_id, first_name, last_name, email, time_zone, created_at";
 
@@ -168,16 +169,26 @@ impl Db {
         })
     }
 
-    /// Erases a user with everything under it, and notes its folders for whoever owns the files. Work in flight finds its connection gone and writes nothing.
+    /// Erases a user with everything under it, and notes its folders for whoever owns the files. Work in flight finds its
+    /// connection gone and writes nothing. Answers the grants that nobody uses any more, too.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn delete_user(&self, id: UserId, folders: &[String], now: DateTime<Utc>) -> Result<Option<User>> {
-        let found = self.find_user(id).await?;
-        if found.is_none() {
-            return Ok(None);
-        }
-        transaction!(self, t => {
+    pub async fn delete_user(
+        &self,
+        id: UserId,
+        folders: &[String],
+        now: DateTime<Utc>,
+    ) -> Result<Option<(User, Vec<LeftGrant>)>> {
+        let Some(found) = self.find_user(id).await? else { return Ok(None) };
+        let left: Vec<LeftGrant> = transaction!(self, t => {
+            sqlx::query("update connections set status = 'revoked', epoch = epoch + 1
+                    where user_id = $1 and status = 'active'")
+                .bind(id).execute(&mut *t).await?;
+            let left = leave_accounts!(self, t, "cast($2 as text) is null", id, None::<String>, now);
+            let accounts: Vec<(AccountId,)> =
+                sqlx::query_as("select distinct account_id from connections where user_id = $1")
+                    .bind(id).fetch_all(&mut *t).await?;
             // Records and chunks name the data source and the connection: the connection's cascade goes first, so that
             // the sources' cascade finds nothing left to do.
             sqlx::query("delete from connections where user_id = $1").bind(id).execute(&mut *t).await?;
@@ -186,11 +197,16 @@ impl Db {
                     .bind(folder.as_str()).bind(now).execute(&mut *t).await?;
             }
             sqlx::query("delete from users where id = $1").bind(id).execute(&mut *t).await?;
-            sqlx::query("delete from accounts where not exists
+            for (account,) in accounts {
+                sqlx::query(DROP_UNUSED_ACCOUNT).bind(account).execute(&mut *t).await?;
+            }
+            // What moved to another account left its first one behind. One of this hour may be about to be connected.
+            sqlx::query("delete from accounts where updated_at < $1 and not exists
                     (select 1 from connections c where c.account_id = accounts.id)")
-                .execute(&mut *t).await?;
+                .bind(now - chrono::Duration::hours(1)).execute(&mut *t).await?;
+            left
         });
-        Ok(found)
+        Ok(Some((found, left)))
     }
 
     /// A page of users.

@@ -3,7 +3,8 @@
 use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
 
-use super::{Engine, Error, ProviderSetup, token_aad};
+use super::connect::{Bring, store_grant};
+use super::{Engine, Error, ProviderSetup};
 use crate::model::{AccountId, BEGINNING_MS, Class, ConnectionId, DataType, RunSource, SyncRequest, UserId};
 use crate::providers::{DataPart, ProviderSpec, oauth};
 use crate::storage::{Accepted, NewAccount, NewRun};
@@ -121,7 +122,7 @@ pub async fn submit(
     Ok(Some(accepted))
 }
 
-/// Makes a user's connection from a grant that a person brought: a refresh token, or the answer to a code exchange.
+/// Makes a user's connection from a refresh token that a person brought.
 ///
 /// # Errors
 /// When the provider is not set up here, or the database fails.
@@ -137,17 +138,16 @@ pub async fn connect_with_grant(
     let app = app(setup)?;
     let now = engine.now();
     let id = AccountId::new();
+    let bring = Bring { refresh_token, owner: None, access: None };
     if provider_user_id.is_none()
         && let Some(known) = account_of(engine, user, spec.name.0, &app.client_id).await?
     {
         // A pasted token does not say whose it is. Who has a connection most likely gives it a new grant: records and
         // windows stay. The first profile that is read with it tells if it is another person's after all.
-        let sealed = engine.vault.seal(&token_aad("refresh", known), refresh_token);
-        engine.db.store_grant(known, sealed, now).await?;
         if let Some(hash) = imported_hash {
             engine.db.note_imported(known, hash).await?;
         }
-        return Ok(engine.db.connect(user, known, spec.name.0, now).await?);
+        return store_grant(engine, setup, user, known, bring).await;
     }
     let account = engine
         .db
@@ -162,9 +162,7 @@ pub async fn connect_with_grant(
             now,
         )
         .await?;
-    let sealed = engine.vault.seal(&token_aad("refresh", account.id), refresh_token);
-    engine.db.store_grant(account.id, sealed, now).await?;
-    Ok(engine.db.connect(user, account.id, spec.name.0, now).await?)
+    store_grant(engine, setup, user, account.id, bring).await
 }
 
 /// The account that a user's connection to a provider reads with, if it is one of this application.

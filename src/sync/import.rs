@@ -3,11 +3,12 @@
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
-use super::accept::{app, connect_with_grant};
+use super::accept::connect_with_grant;
+use super::connect::{ConnectError, connect_with_code};
 use super::{Engine, Error, ProviderSetup};
 use crate::model::{ConnectionId, UserId};
-use crate::providers::oauth;
-use crate::storage::{NewUser, UserFilter};
+use crate::providers::oauth::Code;
+use crate::storage::{NewUser, User, UserFilter};
 
 /// The user that is made when there is none.
 const ONLY_USER: &str = "me";
@@ -35,14 +36,12 @@ pub async fn connect(
     match grant {
         NewGrant::RefreshToken(token) => connect_with_grant(engine, setup, user, token, None, imported_hash).await,
         NewGrant::AuthorizationCode(code) => {
-            let spec = setup.spec();
-            let answer = oauth::exchange(&engine.http, &spec.oauth, app(setup)?, code, engine.now())
-                .await
-                .map_err(|error| Error::Settings(format!("{} did not take the code: {error}", spec.title)))?;
-            let Some(token) = &answer.refresh_token else {
-                return Err(Error::Settings(format!("{} gave no refresh token for this code", spec.title)));
-            };
-            connect_with_grant(engine, setup, user, token, answer.provider_user_id.as_deref(), imported_hash).await
+            let code = Code { code: code.clone(), verifier: None, callback_url: None };
+            match connect_with_code(engine, setup, user, &code, None, imported_hash).await {
+                Ok(connected) => Ok(connected.connection),
+                Err(ConnectError::Internal(error)) => Err(error),
+                Err(error) => Err(Error::Settings(format!("{}: {error}", setup.spec().title))),
+            }
         }
     }
 }
@@ -72,8 +71,7 @@ pub async fn import_plain_settings(engine: &Engine) -> Result<Vec<String>, Error
             engine.db.list_users(&UserFilter { sort_by: "created_at", limit: 2, ..UserFilter::default() }).await?;
         let user = match users.rows.as_slice() {
             [] => {
-                let new = NewUser { external_user_id: Some(ONLY_USER.to_owned()), ..NewUser::default() };
-                let user = engine.db.insert_user(new, engine.now()).await?;
+                let user = make_only_user(engine).await?;
                 told.push(format!("made user `{ONLY_USER}` ({})", user.id));
                 user
             }
@@ -89,4 +87,23 @@ pub async fn import_plain_settings(engine: &Engine) -> Result<Vec<String>, Error
         told.push(format!("connected {name} with the token from the settings"));
     }
     Ok(told)
+}
+
+/// The user of an installation that has one, made if there is none yet; `None` with several.
+///
+/// # Errors
+/// When the database fails.
+pub async fn only_user(engine: &Engine) -> Result<Option<User>, Error> {
+    let filter = UserFilter { sort_by: "created_at", limit: 2, ..UserFilter::default() };
+    let mut rows = engine.db.list_users(&filter).await?.rows;
+    Ok(match (rows.pop(), rows.is_empty()) {
+        (None, _) => Some(make_only_user(engine).await?),
+        (Some(only), true) => Some(only.user),
+        (Some(_), false) => None,
+    })
+}
+
+async fn make_only_user(engine: &Engine) -> Result<User, Error> {
+    let new = NewUser { external_user_id: Some(ONLY_USER.to_owned()), ..NewUser::default() };
+    Ok(engine.db.insert_user(new, engine.now()).await?)
 }

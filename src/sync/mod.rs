@@ -4,6 +4,7 @@
 //! file before "done"; every write shows its fence; one place decides what an error means (`engine.rs`).
 
 mod accept;
+mod connect;
 mod engine;
 mod events;
 mod execute;
@@ -28,9 +29,13 @@ use tokio_util::sync::CancellationToken;
 
 pub use accept::{Refused, app, check_support, connect_with_grant, parse_request, request_key, since_ms, submit};
 pub use events::{Event, EventLine, PartOutcome, part_outcomes};
+pub use connect::{
+    ConnectError, Connected, PAGE_POLICY, Visit, begin_visit, connect_with_code, deauthorized, disconnect, end_visit,
+    finish_visit, first_sync, is_same, keep_grants, prepare_visit, purge, result_page,
+};
 pub use execute::{Executed, execute, run_inline, sweep};
 pub use gaps::list_gaps;
-pub use import::{NewGrant, connect, import_plain_settings};
+pub use import::{NewGrant, connect, import_plain_settings, only_user};
 pub use probe::{Probe, probe};
 pub use project::{Exporter, drain, erase_user, remove_erased};
 pub use rebuild::rebuild;
@@ -41,7 +46,7 @@ use crate::config::{Config, ProviderConfig};
 use crate::coordination::Coordination;
 use crate::model::quota::Quota;
 use crate::providers::oauth::App;
-use crate::providers::{self, Http, Provider, ProviderSpec};
+use crate::providers::{self, Http, Leave, OAuthSpec, Provider, ProviderSpec};
 use crate::storage::Db;
 use crate::vault::Vault;
 
@@ -87,11 +92,14 @@ pub struct ProviderSetup {
 impl ProviderSetup {
     fn new(provider: &'static dyn Provider, config: ProviderConfig) -> Result<Self, Error> {
         let spec = provider.spec();
-        let app = match (&config.client_id, &config.client_secret) {
-            (Some(client_id), Some(client_secret)) => Some(App {
+        let app = match (&spec.oauth, &config.client_id, &config.client_secret) {
+            (Some(oauth), Some(client_id), Some(client_secret)) => Some(App {
+                oauth,
                 client_id: client_id.clone(),
                 client_secret: client_secret.clone(),
-                token_url: config.token_url.clone().unwrap_or_else(|| spec.oauth.token_url.to_owned()),
+                authorize_url: config.authorize_url.clone().unwrap_or_else(|| oauth.authorize_url.to_owned()),
+                token_url: config.token_url.clone().unwrap_or_else(|| oauth.token_url.to_owned()),
+                revoke_url: revoke_url(oauth, &config),
             }),
             _ => None,
         };
@@ -137,6 +145,18 @@ impl ProviderSetup {
         let client = self.app.as_ref().map_or("", |app| app.client_id.as_str());
         format!("{}:{client}", self.spec().name)
     }
+}
+
+/// Where grants are given back. Whoever sets another token address means another provider (a simulator, a proxy): then
+/// no token goes to the real one.
+fn revoke_url(oauth: &OAuthSpec, config: &ProviderConfig) -> Option<String> {
+    let Leave::Revoke(own) = oauth.leave else { return None };
+    if let Some(url) = &config.revoke_url {
+        return Some(url.clone());
+    }
+    let Some(token_url) = &config.token_url else { return Some(own.to_owned()) };
+    let path = url::Url::parse(own).ok()?.path().to_owned();
+    Some(url::Url::parse(token_url).ok()?.join(&path).ok()?.into())
 }
 
 /// The engine: everything that work needs, shared by all of a process.

@@ -8,6 +8,7 @@ use std::time::Instant;
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 
+use super::connect::give_back;
 use super::engine::blocking;
 use super::prepare::decompress;
 use super::{Engine, Error, ProviderSetup, failpoint};
@@ -28,13 +29,16 @@ const BATCH_BYTES: i64 = 8 << 20;
 #[derive(Clone, Debug)]
 pub struct Exporter {
     folder: Arc<Folder>,
+    /// Held shared from reading rows to writing their files, and alone while the files of rows that are gone are removed:
+    /// no file is written of a row that is gone by then.
+    removing: Arc<tokio::sync::RwLock<()>>,
 }
 
 impl Exporter {
     /// Owns this folder.
     #[must_use]
     pub fn new(folder: Folder) -> Self {
-        Self { folder: Arc::new(folder) }
+        Self { folder: Arc::new(folder), removing: Arc::default() }
     }
 
     /// The folder's root.
@@ -81,26 +85,66 @@ async fn drain_as(engine: &Engine, connection: ConnectionId, whole: bool) -> Res
 }
 
 /// Erases a user: rows at once, files by the process that owns them (this one, or at the latest with its next sweep).
+/// Grants that nobody else uses are given back at their providers, as far as those answer.
 ///
 /// # Errors
 /// When the database or the folder fails.
 pub async fn erase_user(engine: &Engine, user: UserId) -> Result<Option<User>, Error> {
     let Some(found) = engine.db.find_user(user).await? else { return Ok(None) };
     let mut folders = vec![export::user_folder(found.external_user_id.as_deref(), found.id)];
-    if engine.db.count_users().await? == 1 {
-        folders.extend(engine.providers.keys().map(|name| (*name).to_owned()));
+    if is_oldest(engine, user).await? {
+        for setup in engine.providers.values() {
+            folders.extend(provider_folders(&Layout { flat: engine.config.export_flat, user: None }, setup)?);
+        }
     }
     let erased = engine.db.delete_user(user, &folders, engine.now()).await?;
     remove_erased(engine).await?;
-    Ok(erased)
+    let Some((erased, left)) = erased else { return Ok(None) };
+    give_back(engine, left).await;
+    Ok(Some(erased))
 }
 
-/// Removes the folders of erased users, where this process owns the files.
+/// Where the files of a user's data of one provider are.
+pub(crate) async fn folders_of(engine: &Engine, user: &User, setup: &ProviderSetup) -> Result<Vec<String>, Error> {
+    let flat = engine.config.export_flat;
+    let own = Layout { flat, user: Some(export::user_folder(user.external_user_id.as_deref(), user.id)) };
+    let mut folders = provider_folders(&own, setup)?;
+    if is_oldest(engine, user.id).await? {
+        folders.extend(provider_folders(&Layout { flat, user: None }, setup)?);
+    }
+    Ok(folders)
+}
+
+/// Whether the files without a user's level are this user's: nobody else's ever stand there.
+async fn is_oldest(engine: &Engine, user: UserId) -> Result<bool, Error> {
+    let oldest = engine.db.list_users(&UserFilter { sort_by: "created_at", limit: 1, ..UserFilter::default() }).await?;
+    Ok(oldest.rows.first().is_some_and(|row| row.user.id == user))
+}
+
+/// The folder of a provider; where it has none of its own, everything that is written for it.
+fn provider_folders(layout: &Layout, setup: &ProviderSetup) -> Result<Vec<String>, Error> {
+    let spec = setup.spec();
+    if let Some(folder) = layout.provider_folder(spec.name).map_err(bad)? {
+        return Ok(vec![folder.to_string()]);
+    }
+    let files = ["summary.json", "last_sync.json"].into_iter().map(|file| layout.path(spec.name, "", file));
+    let parts = spec.parts.iter().map(|part| match part.file {
+        FileRule::Single(name) => layout.path(spec.name, part.collection, &format!("{name}.json")),
+        FileRule::Entity(_) | FileRule::Reference => layout.path(spec.name, part.collection, ""),
+    });
+    files.chain(parts).map(|path| path.map(|path| path.to_string()).map_err(bad)).collect()
+}
+
+/// Removes the files of data that was erased, where this process owns them.
 ///
 /// # Errors
 /// When the database or the folder fails.
 pub async fn remove_erased(engine: &Engine) -> Result<(), Error> {
     let Some(exporter) = &engine.exporter else { return Ok(()) };
+    if engine.db.list_erased_folders().await?.is_empty() {
+        return Ok(());
+    }
+    let _alone = exporter.removing.write().await;
     for path in engine.db.list_erased_folders().await? {
         let folder = exporter.folder.clone();
         let place = RelPath::new(path.clone()).map_err(bad)?;
@@ -126,10 +170,17 @@ async fn write_all(
     let layout = layout(engine, exporter, connection).await?;
     let mut drained = Drained::default();
     loop {
+        let shared = exporter.removing.read().await;
         let parts = engine.db.list_unexported(connection.id, BATCH, BATCH_BYTES).await?;
         let deleted = engine.db.list_unexported_deletes(connection.id, BATCH).await?;
         if parts.is_empty() && deleted.is_empty() {
             break;
+        }
+        // Rows that came after an erase were read after it, so it is seen here: its files go before theirs are written.
+        if !engine.db.list_erased_folders().await?.is_empty() {
+            drop(shared);
+            remove_erased(engine).await?;
+            continue;
         }
         let ids: Vec<_> = parts.iter().map(|part| part.id).collect();
         let gone: Vec<RecordId> = deleted.iter().map(|record| record.id).collect();
@@ -162,6 +213,7 @@ async fn write_all(
         }
     }
     if whole {
+        let _shared = exporter.removing.read().await;
         drained.files += summaries(engine, exporter, setup, connection, &layout).await?;
     }
     Ok(drained)
@@ -306,6 +358,10 @@ async fn summaries(
         totals.push((part.collection, total));
     }
     let windows = engine.db.list_windows(connection.id).await?;
+    if windows.is_empty() && totals.iter().all(|(_, total)| *total == 0) {
+        // Nothing was read yet, or all of it was purged.
+        return Ok(0);
+    }
     let streams: Vec<(&str, Vec<export::CoverWindow>)> = spec
         .streams
         .iter()

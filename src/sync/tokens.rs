@@ -11,13 +11,14 @@ use chrono::Utc;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
+use super::connect::renew_at;
 use super::{Engine, Error, ProviderSetup, failpoint, secret, token_aad};
 use crate::clock::Clock;
 use crate::coordination::Coordination;
 use crate::model::AccountId;
 use crate::providers::oauth::{self, App, Grant, Refusal, TokenError};
-use crate::providers::{AccessToken, Dead, Http, ProviderSpec};
-use crate::storage::{self, Account, Db, RefreshFailure};
+use crate::providers::{AccessToken, Dead, Http};
+use crate::storage::{self, Account, Db, RefreshFailure, Refreshed};
 use crate::telemetry::{self, Refresh};
 use crate::vault::Vault;
 
@@ -208,7 +209,6 @@ impl Engine {
         let shares = self.config.share_access_tokens && matches!(self.shared, Coordination::Redis(_));
         let spend = Spend {
             http: self.http.clone(),
-            spec,
             app: app.clone(),
             refresh_token,
             db: self.db.clone(),
@@ -231,14 +231,13 @@ impl Engine {
                 telemetry::token_refreshed(spec.name, account.id, Refresh::Ok);
                 let token =
                     AccessToken { secret: grant.access_token, version: version + 1, expires_at: grant.expires_at };
-                self.share(account.id, &token).await;
-                self.tokens.put(account.id, token.clone());
+                self.keep_token(account.id, token.clone()).await;
                 Ok(Some(token))
             }
             Err(TokenError::Refused { refusal: Refusal::Grant, .. }) => {
                 let lost = lease.interrupted;
                 let dead = lost
-                    || match spec.oauth.dead {
+                    || match app.oauth.dead {
                         Dead::Once => true,
                         Dead::Repeated(times, seconds) => {
                             let since = lease.account.refused_since.unwrap_or(now);
@@ -282,6 +281,12 @@ impl Engine {
         }
     }
 
+    /// Keeps a new access token for whoever needs one, here and in other processes.
+    pub(crate) async fn keep_token(&self, account: AccountId, token: AccessToken) {
+        self.share(account, &token).await;
+        self.tokens.put(account, token);
+    }
+
     async fn share(&self, account: AccountId, token: &AccessToken) {
         if !self.config.share_access_tokens {
             return;
@@ -306,7 +311,6 @@ fn unspent(unsure: bool) -> RefreshFailure<'static> {
 /// The spending of one refresh token, with all it needs to end well by itself.
 struct Spend {
     http: Http,
-    spec: &'static ProviderSpec,
     app: App,
     refresh_token: SecretString,
     db: Db,
@@ -322,7 +326,7 @@ struct Spend {
 impl Spend {
     /// Asks the provider, and stores its answer. `Ok(None)`: somebody else had the lease by then.
     async fn run(self) -> Result<Result<Option<Grant>, TokenError>, storage::Error> {
-        let call = oauth::refresh(&self.http, &self.spec.oauth, &self.app, &self.refresh_token, self.clock.now());
+        let call = oauth::refresh(&self.http, &self.app, &self.refresh_token, self.clock.now());
         let answer = tokio::time::timeout(self.limit, call).await.unwrap_or_else(|_| {
             let detail = "the token endpoint did not answer in time".to_owned();
             Err(TokenError::Transient { detail, spent: true })
@@ -336,7 +340,8 @@ impl Spend {
         let sealed = grant.refresh_token.as_ref().map(|token| self.vault.seal(&aad, token));
         let now = self.clock.now();
         let coming = self.coming.map(|span| now + span);
-        let stored = self.db.store_refresh(self.account, self.version, &self.owner, sealed, coming, now).await?;
+        let brought = Refreshed { sealed, coming, renew_at: renew_at(&self.app, now) };
+        let stored = self.db.store_refresh(self.account, self.version, &self.owner, brought, now).await?;
         failpoint::hit("refresh-stored");
         Ok(Ok(stored.then_some(grant)))
     }

@@ -16,7 +16,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing::{debug, info, warn};
 use tracing_subscriber::EnvFilter;
 
-use crate::model::{AccountId, Class, ProviderName, RunId, RunSource, RunState, StreamName};
+use crate::model::{AccountId, Class, ConnectionId, ProviderName, RunId, RunSource, RunState, StreamName};
 
 /// Seconds; from a query to a page of a slow provider.
 const BUCKETS: &[f64] = &[0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
@@ -41,6 +41,8 @@ const HELP: &[(&str, &str)] = &[
     ("wearsync_samples_total", "Samples written by committed pages"),
     ("wearsync_provider_calls_total", "Calls to providers, by status; 0 for no answer"),
     ("wearsync_tokens_refreshed_total", "Refreshes of access tokens, by outcome"),
+    ("wearsync_connections_total", "Connections made and ended, by what happened"),
+    ("wearsync_grants_left_total", "Grants given back at providers, by outcome"),
     ("wearsync_quota_waits_total", "Times a run had to wait for a provider's quota"),
     ("wearsync_files_total", "Entity files written"),
     ("wearsync_http_requests_total", "Requests answered, by route and status"),
@@ -217,6 +219,28 @@ pub fn token_refreshed(provider: ProviderName, account: AccountId, outcome: Refr
         _ => warn!(%provider, %account, outcome = word, "token not refreshed"),
     }
     counter!("wearsync_tokens_refreshed_total", "provider" => provider.0, "outcome" => word).increment(1);
+}
+
+/// A user was connected with an account.
+pub fn connected(provider: ProviderName, connection: ConnectionId) {
+    info!(%provider, %connection, "connected");
+    counter!("wearsync_connections_total", "provider" => provider.0, "what" => "connected").increment(1);
+}
+
+/// A connection ended; `what` is one of a few words: `disconnected`, `purged`, `deauthorized`.
+pub fn disconnected(provider: &'static str, connection: ConnectionId, what: &'static str) {
+    info!(provider, %connection, what, "connection ended");
+    counter!("wearsync_connections_total", "provider" => provider, "what" => what).increment(1);
+}
+
+/// A provider was told that a grant is used no more, or could not be told.
+pub fn grant_left(provider: &'static str, account: AccountId, failure: Option<&String>) {
+    match failure {
+        None => info!(provider, %account, "grant given back"),
+        Some(failure) => warn!(provider, %account, failure, "grant not given back: the provider may still list it"),
+    }
+    let outcome = if failure.is_none() { "ok" } else { "failed" };
+    counter!("wearsync_grants_left_total", "provider" => provider, "outcome" => outcome).increment(1);
 }
 
 /// A run waits for its provider's quota.

@@ -20,6 +20,8 @@ const GRACE: Duration = Duration::from_secs(10);
 const FOLLOW: Duration = Duration::from_secs(30);
 /// What has outlived its use is dropped this often.
 const CLEAN_UP: Duration = Duration::from_secs(3600);
+/// Idle grants are looked for this often.
+const KEEP_GRANTS: Duration = Duration::from_secs(60);
 
 /// Works until the engine is told to stop; then finishes the pages in hand.
 ///
@@ -27,6 +29,7 @@ const CLEAN_UP: Duration = Duration::from_secs(3600);
 /// When the worker cannot be set up.
 pub async fn work(engine: Arc<Engine>) -> anyhow::Result<()> {
     let keeper = tokio::spawn(keep(engine.clone()));
+    let grants = tokio::spawn(keep_grants(engine.clone()));
     let stop = engine.stop.clone();
     let register = move |restart: usize| {
         WorkerBuilder::new(format!("{}-{restart}", engine.owner))
@@ -51,6 +54,8 @@ pub async fn work(engine: Arc<Engine>) -> anyhow::Result<()> {
         })
         .await?;
     keeper.abort();
+    // A refresh in flight is a task of its own, and ends well.
+    grants.abort();
     Ok(())
 }
 
@@ -93,6 +98,19 @@ async fn keep(engine: Arc<Engine>) {
         tokio::select! {
             () = tokio::time::sleep(engine.config.sweep) => {}
             () = engine.stop.cancelled() => return,
+        }
+    }
+}
+
+/// Grants that nobody uses stay alive. Apart from the rest: a provider that answers slowly must not keep the sweep.
+async fn keep_grants(engine: Arc<Engine>) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(KEEP_GRANTS) => {}
+            () = engine.stop.cancelled() => return,
+        }
+        if let Err(error) = sync::keep_grants(&engine).await {
+            tracing::warn!(%error, "idle grants could not be looked for");
         }
     }
 }

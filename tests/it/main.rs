@@ -7,6 +7,7 @@ mod support;
 
 mod api;
 mod conformance;
+mod connect;
 mod files;
 mod manage;
 mod oracle;

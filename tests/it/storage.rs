@@ -8,7 +8,7 @@ use wearsync::model::{
 };
 use wearsync::storage::{
     Accepted, Claim, Db, Error, Fence, NewAccount, NewApiKey, NewRun, NewUser, NewWindow, PageWrite, RefreshFailure,
-    Run, RunFilter, Settle, UserFilter, WindowMove,
+    Refreshed, Run, RunFilter, Settle, UserFilter, WindowMove,
 };
 
 use crate::both;
@@ -490,6 +490,10 @@ async fn open_again(shape: Shape) {
     assert!(rows.iter().any(|row| row.last_error.as_deref() == Some("a reason")));
 }
 
+fn brings(sealed: Option<Vec<u8>>) -> Refreshed {
+    Refreshed { sealed, ..Refreshed::default() }
+}
+
 async fn refresh_lease(shape: Shape) {
     let store = store(shape).await;
     let (db, id) = (&store.db, store.account);
@@ -497,8 +501,8 @@ async fn refresh_lease(shape: Shape) {
     let lease = db.take_refresh_lease(id, version, "a", s(0), s(30)).await.unwrap().expect("is free");
     assert!(!lease.interrupted);
     assert!(db.take_refresh_lease(id, version, "b", s(1), s(31)).await.unwrap().is_none(), "one at a time");
-    assert!(db.store_refresh(id, version, "a", Some(vec![7]), None, s(2)).await.unwrap());
-    assert!(!db.store_refresh(id, version, "a", Some(vec![8]), None, s(2)).await.unwrap(), "the version moved on");
+    assert!(db.store_refresh(id, version, "a", brings(Some(vec![7])), s(2)).await.unwrap());
+    assert!(!db.store_refresh(id, version, "a", brings(Some(vec![8])), s(2)).await.unwrap(), "the version moved on");
     assert!(db.take_refresh_lease(id, version, "b", s(3), s(33)).await.unwrap().is_none(), "and is spent");
     let account = db.find_account(id).await.unwrap().unwrap();
     assert_eq!((account.token_version, account.refresh_token), (version + 1, Some(vec![7])));
@@ -509,8 +513,8 @@ async fn refresh_lease(shape: Shape) {
     let lease = db.take_refresh_lease(id, version, "b", s(35), s(65)).await.unwrap().expect("ran out");
     assert!(lease.interrupted);
     // Late answers of the dead one change nothing; an answer without a new refresh token keeps the old one.
-    assert!(!db.store_refresh(id, version, "dead", Some(vec![6]), None, s(36)).await.unwrap());
-    assert!(db.store_refresh(id, version, "b", None, None, s(37)).await.unwrap());
+    assert!(!db.store_refresh(id, version, "dead", brings(Some(vec![6])), s(36)).await.unwrap());
+    assert!(db.store_refresh(id, version, "b", brings(None), s(37)).await.unwrap());
     let account = db.find_account(id).await.unwrap().unwrap();
     assert_eq!((account.refresh_token, account.refresh_owner), (Some(vec![7]), None));
     // Failures give the lease back, and count only refusals.

@@ -105,6 +105,7 @@ impl Place {
             ("WEARSYNC_PROVIDERS__STRAVA__CLIENT_ID".to_owned(), "90417".to_owned()),
             ("WEARSYNC_PROVIDERS__STRAVA__CLIENT_SECRET".to_owned(), "simulated-secret".to_owned()),
             ("WEARSYNC_PROVIDERS__STRAVA__API_BASE_URL".to_owned(), format!("{simulator}/api/v3")),
+            ("WEARSYNC_PROVIDERS__STRAVA__AUTHORIZE_URL".to_owned(), format!("{simulator}/oauth/authorize")),
             ("WEARSYNC_PROVIDERS__STRAVA__TOKEN_URL".to_owned(), format!("{simulator}/oauth/token")),
             ("WEARSYNC_PROVIDERS__STRAVA__QUOTA".to_owned(), "off".to_owned()),
             ("WEARSYNC_LOG".to_owned(), "warn".to_owned()),

@@ -18,7 +18,7 @@ use super::{DETAIL, STREAMS, SUMMARY, ZONES};
 use crate::model::quota::Seen;
 use crate::model::{BEGINNING_MS, Kind, PartName};
 use crate::providers::http::Answer;
-use crate::providers::oauth::Refusal;
+use crate::providers::oauth::{Owner, Refusal};
 use crate::providers::{Api, FetchError, FetchedPage, FetchedPart, Item, Next, PRESENCE, PageRequest};
 
 /// The largest page that Strava sends.
@@ -273,26 +273,43 @@ fn faults(body: &[u8]) -> Vec<Fault> {
 }
 
 /// Says what a refusal of the token endpoint means. Strava never sends OAuth's `invalid_grant`.
-pub(super) fn read_refusal(status: u16, body: &[u8]) -> Refusal {
-    if !(400..500).contains(&status) {
-        return Refusal::Other;
+pub(super) fn read_refusal(status: u16, body: &[u8]) -> Option<Refusal> {
+    if status < 400 {
+        return None;
+    }
+    if status >= 500 {
+        return Some(Refusal::Other);
     }
     for fault in faults(body) {
         match (fault.resource.as_str(), fault.field.as_str()) {
             ("RefreshToken" | "AuthorizationCode" | "RequestToken", _) if fault.code == "invalid" => {
-                return Refusal::Grant;
+                return Some(Refusal::Grant);
             }
-            ("Application", "client_id") => return Refusal::Client,
-            _ if fault.is_inactive() => return Refusal::AppDisabled,
+            ("Application", "client_id") => return Some(Refusal::Client),
+            _ if fault.is_inactive() => return Some(Refusal::AppDisabled),
             _ => {}
         }
     }
-    Refusal::Other
+    Some(Refusal::Other)
 }
 
-/// The athlete's id in the answer to a code exchange, as text.
-pub(super) fn account_in_grant(grant: &Value) -> Option<String> {
-    wire::Id::deserialize(grant.get("athlete")?.get("id")?).ok().map(|id| id.0)
+/// The athlete in the answer to a code exchange.
+pub(super) fn owner_in_grant(grant: &Value) -> Owner {
+    grant.get("athlete").map(owner).unwrap_or_default()
+}
+
+/// Whose grant it is, by a call: the answer to the exchange did not say.
+pub(super) async fn fetch_owner(api: &Api<'_>, known: Owner) -> Result<Owner, FetchError> {
+    let body = get(api, "/athlete", &[]).await?;
+    let athlete: Value = serde_json::from_slice(&body)
+        .map_err(|_| FetchError::Unreadable { detail: "the profile cannot be read".to_owned() })?;
+    Ok(Owner { scopes: known.scopes, ..owner(&athlete) })
+}
+
+fn owner(athlete: &Value) -> Owner {
+    let id = athlete.get("id").and_then(|id| wire::Id::deserialize(id).ok()).map(|id| id.0);
+    let username = athlete.get("username").and_then(Value::as_str).filter(|name| !name.is_empty()).map(str::to_owned);
+    Owner { id, username, scopes: None }
 }
 
 /// What the rate headers tell; nothing where they are missing or cannot be read.
@@ -709,15 +726,21 @@ mod tests {
             (400, "<html>".to_owned(), Refusal::Other),
             (400, String::new(), Refusal::Other),
         ] {
-            assert_eq!(read_refusal(status, body.as_bytes()), refusal, "{status} {body}");
+            assert_eq!(read_refusal(status, body.as_bytes()), Some(refusal), "{status} {body}");
         }
     }
 
     #[test]
+    fn a_grant_refuses_nothing() {
+        assert_eq!(read_refusal(200, b"{}"), None);
+    }
+
+    #[test]
     fn the_account_is_in_the_grant() {
-        assert_eq!(account_in_grant(&json!({ "athlete": { "id": 70_412_355 } })).as_deref(), Some("70412355"));
-        assert_eq!(account_in_grant(&json!({ "access_token": "x" })), None);
-        assert_eq!(account_in_grant(&json!({ "athlete": { "id": null } })), None);
+        let owner = owner_in_grant(&json!({ "athlete": { "id": 70_412_355, "username": "ines_m" } }));
+        assert_eq!((owner.id.as_deref(), owner.username.as_deref()), (Some("70412355"), Some("ines_m")));
+        assert_eq!(owner_in_grant(&json!({ "access_token": "x" })), Owner::default());
+        assert_eq!(owner_in_grant(&json!({ "athlete": { "id": null, "username": null } })), Owner::default());
     }
 
     #[test]

@@ -6,14 +6,18 @@ mod normalize;
 pub mod simulator;
 mod wire;
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 
+use super::oauth::Owner;
 use super::{
-    Api, Axis, ClientAuth, Coverage, DataPart, Dead, Deletes, FetchError, FetchedPage, FetchedPart, FileRule, NormalizeError,
-    LiveSpec, OAuthSpec, PageRequest, PartBody, PartSpec, Provider, ProviderSpec, Refetch, StreamSpec, WebhookKind, Wire,
+    Api, Axis, ClientAuth, Coverage, DataPart, Dead, Deletes, FetchError, FetchedPage, FetchedPart, FileRule, Leave,
+    LiveSpec, NormalizeError, OAuthSpec, PageRequest, PartBody, PartSpec, Provider, ProviderSpec, Refetch, Scope,
+    ScopesTold, StreamSpec, WebhookKind, Wire,
 };
 use crate::model::quota::{Quota, Reset};
-use crate::model::{Kind, Normalized, PartName, ProviderName, StreamName, series};
+use crate::model::{Kind, Normalized, PartName, ProviderName, StreamName, UserId, series};
 
 /// The one value of this provider.
 pub static PROVIDER: Strava = Strava;
@@ -32,16 +36,39 @@ static SPEC: ProviderSpec = ProviderSpec {
     name: ProviderName("strava"),
     title: "Strava",
     api_base_url: "https://www.strava.com/api/v3",
-    oauth: OAuthSpec {
+    oauth: Some(OAuthSpec {
         authorize_url: "https://www.strava.com/oauth/authorize",
+        authorize_params: &[],
         token_url: "https://www.strava.com/oauth/token",
-        scopes: &["read", "read_all", "profile:read_all", "activity:read_all"],
+        token_params: &[],
+        refresh_params: &[],
+        scopes: &[
+            Scope { name: "read", lets: "your public profile and your gear" },
+            Scope { name: "read_all", lets: "your private routes and segments" },
+            Scope { name: "profile:read_all", lets: "your whole profile, with weight and zones" },
+            Scope {
+                name: "activity:read_all",
+                lets: "all your activities, with those only you can see and the parts hidden near your home",
+            },
+        ],
         scope_separator: ",",
+        scopes_told: ScopesTold::Callback,
+        reads_with: &["activity:read_all", "activity:read"],
         client_auth: ClientAuth::Body,
+        pkce: false,
+        redirect_in_exchange: false,
+        // Seen by others: a code may be refused for about two seconds after it was made.
+        code_settles: Some(Duration::from_secs(2)),
+        grant_at: "",
+        owner_in_grant: client::owner_in_grant,
+        refreshes: true,
+        // None is published. Half a year: so that a grant nobody uses is at least known to be alive.
+        idle_limit: Some(Duration::from_secs(180 * 86_400)),
         dead: Dead::Once,
         read_refusal: client::read_refusal,
-        account_in_grant: client::account_in_grant,
-    },
+        // The older /oauth/deauthorize ends in June 2027.
+        leave: Leave::Revoke("https://www.strava.com/oauth/revoke"),
+    }),
     quotas: &[
         Quota { name: std::borrow::Cow::Borrowed("15m"), limit: 200, reset: Reset::NaturalMinutes(15) },
         Quota { name: std::borrow::Cow::Borrowed("1d"), limit: 2000, reset: Reset::UtcDay },
@@ -228,6 +255,10 @@ impl Provider for Strava {
         part: PartName,
     ) -> Result<FetchedPart, FetchError> {
         client::fetch_part(api, kind, external_id, part).await
+    }
+
+    async fn fetch_owner(&self, api: &Api<'_>, known: Owner, _: UserId) -> Result<Owner, FetchError> {
+        if known.id.is_some() { Ok(known) } else { client::fetch_owner(api, known).await }
     }
 
     fn normalize(&self, kind: Kind, external_id: &str, parts: &[PartBody]) -> Result<Normalized, NormalizeError> {

@@ -22,7 +22,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use url::{Url, form_urlencoded};
 
-use crate::providers::simulation::{FaultKind, Hit, ListCall, Refused, Rng, Shared, locked, refused};
+use crate::providers::simulation::{FaultKind, Hit, ListCall, Refused, Rng, Shared, locked, proves, refused};
 use world::{Facts, Visibility, World};
 
 const SCOPES: [&str; 7] =
@@ -99,7 +99,8 @@ struct Code {
     client: String,
     person: usize,
     scopes: BTreeSet<String>,
-    expires_ms: i64,
+    made_ms: i64,
+    challenge: Option<String>,
 }
 
 /// Who calls, and what they may see.
@@ -198,10 +199,17 @@ impl Strava {
         }
     }
 
-    fn code(&self, auth: &mut Auth, client: &str, person: usize, scopes: BTreeSet<String>) -> String {
+    fn code(
+        &self,
+        auth: &mut Auth,
+        client: &str,
+        person: usize,
+        scopes: BTreeSet<String>,
+        challenge: Option<&str>,
+    ) -> String {
         let code = self.mint(auth);
-        let expires_ms = self.now_ms() + CODE_LIFE_MS;
-        auth.codes.insert(code.clone(), Code { client: client.to_owned(), person, scopes, expires_ms });
+        let (client, challenge) = (client.to_owned(), challenge.map(str::to_owned));
+        auth.codes.insert(code.clone(), Code { client, person, scopes, made_ms: self.now_ms(), challenge });
         self.shared.ledger().tokens.codes += 1;
         code
     }
@@ -549,6 +557,9 @@ struct Authorize {
     #[serde(default)]
     scope: String,
     state: Option<String>,
+    code_challenge: Option<String>,
+    #[serde(default)]
+    code_challenge_method: String,
     /// Not the provider's: who consents, with `auto_approve`; an id, or a number counted from 0.
     #[serde(default)]
     athlete: u64,
@@ -565,6 +576,11 @@ async fn show_consent(State(strava): State<Arc<Strava>>, Query(asked): Query<Aut
     if asked.response_type != "code" {
         return error(400, "Bad Request", "Authorize", "response_type", "invalid");
     }
+    // Not the provider's: for clients that have to be able to.
+    let proves = asked.code_challenge.is_some() && asked.code_challenge_method == "S256";
+    if (options.require_pkce || asked.code_challenge.is_some()) && !proves {
+        return error(400, "Bad Request", "Authorize", "code_challenge", "invalid");
+    }
     let scopes: Vec<&str> = asked.scope.split([',', ' ']).collect();
     if scopes.iter().any(|scope| !SCOPES.contains(scope)) {
         return error(400, "Bad Request", "Authorize", "scope", "invalid");
@@ -576,7 +592,13 @@ async fn show_consent(State(strava): State<Arc<Strava>>, Query(asked): Query<Aut
         .collect();
     if options.auto_approve {
         let person = strava.world().person(asked.athlete).filter(|_| !options.refuse_consent);
-        return go_back(&strava, &asked.client_id, &asked.redirect_uri, asked.state.as_deref(), person, &granted);
+        let back = Back {
+            client: &asked.client_id,
+            address: &asked.redirect_uri,
+            state: asked.state.as_deref(),
+            challenge: asked.code_challenge.as_deref(),
+        };
+        return go_back(&strava, &back, person, &granted);
     }
     Html(consent_page(&strava, &asked, &scopes, &granted)).into_response()
 }
@@ -592,7 +614,8 @@ fn consent_page(strava: &Strava, asked: &Authorize, scopes: &[&str], ticked: &[S
             format!("<p><label><input type=\"checkbox\" name=\"scope\" value=\"{scope}\"{checked}> {scope}</label></p>")
         })
         .collect();
-    let state = asked.state.as_deref().map(|state| hidden("state", state)).unwrap_or_default();
+    let kept = [("state", &asked.state), ("code_challenge", &asked.code_challenge)];
+    let state: String = kept.iter().filter_map(|(name, text)| Some(hidden(name, text.as_deref()?))).collect();
     format!(
         "<!DOCTYPE html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>Authorize (simulator)</title></head><body>\
          <h1>Strava simulator</h1><form method=\"post\" action=\"/oauth/authorize\">{}{}{state}\
@@ -614,30 +637,37 @@ async fn answer_consent(State(strava): State<Arc<Strava>>, form: Bytes) -> Respo
     let granted: Vec<String> = pairs.iter().filter(|(key, _)| key == "scope").map(|(_, scope)| scope.clone()).collect();
     let athlete = field("athlete").and_then(|id| id.parse().ok()).unwrap_or(0);
     let person = strava.world().person(athlete).filter(|_| field("answer") == Some("allow"));
-    let (client, back) = (field("client_id").unwrap_or_default(), field("redirect_uri").unwrap_or_default());
-    go_back(&strava, client, back, field("state"), person, &granted)
+    let back = Back {
+        client: field("client_id").unwrap_or_default(),
+        address: field("redirect_uri").unwrap_or_default(),
+        state: field("state"),
+        challenge: field("code_challenge"),
+    };
+    go_back(&strava, &back, person, &granted)
+}
+
+/// Where a browser goes back to, and what it takes along.
+struct Back<'a> {
+    client: &'a str,
+    address: &'a str,
+    state: Option<&'a str>,
+    challenge: Option<&'a str>,
 }
 
 /// Sends the browser back, with a code or with the refusal.
-fn go_back(
-    strava: &Strava,
-    client: &str,
-    back: &str,
-    state: Option<&str>,
-    person: Option<usize>,
-    granted: &[String],
-) -> Response {
-    let Ok(mut back) = Url::parse(back) else {
+fn go_back(strava: &Strava, to: &Back<'_>, person: Option<usize>, granted: &[String]) -> Response {
+    let Ok(mut back) = Url::parse(to.address) else {
         return error(400, "Bad Request", "Application", "redirect_uri", "invalid");
     };
     {
         let mut query = back.query_pairs_mut();
-        if let Some(state) = state {
+        if let Some(state) = to.state {
             query.append_pair("state", state);
         }
         match person {
             Some(person) => {
-                let code = strava.code(&mut strava.auth(), client, person, granted.iter().cloned().collect());
+                let scopes = granted.iter().cloned().collect();
+                let code = strava.code(&mut strava.auth(), to.client, person, scopes, to.challenge);
                 query.append_pair("code", &code).append_pair("scope", &granted.join(","));
             }
             None => {
@@ -669,8 +699,11 @@ fn take_token(strava: &Strava, fields: &HashMap<String, String>) -> Response {
     let mut auth = strava.auth();
     match field("grant_type") {
         "authorization_code" => {
-            let code = auth.codes.remove(field("code"));
-            let good = code.filter(|code| code.client == client && code.expires_ms > strava.now_ms());
+            let (now, settles) = (strava.now_ms(), strava.shared.options().code_settles_ms);
+            let fresh = auth.codes.get(field("code")).is_some_and(|code| now - code.made_ms < settles);
+            let code = if fresh { None } else { auth.codes.remove(field("code")) };
+            let good = code.filter(|code| code.client == client && code.made_ms + CODE_LIFE_MS > now);
+            let good = good.filter(|code| proves(code.challenge.as_deref(), field("code_verifier")));
             let Some(code) = good else {
                 return error(400, "Bad Request", "AuthorizationCode", "code", "invalid");
             };
@@ -835,7 +868,7 @@ async fn make_grant(State(strava): State<Arc<Strava>>, body: Bytes) -> Result<Re
     let athlete = strava.world().athletes().nth(person);
     let mut auth = strava.auth();
     if fields.remove("code") == Some(json!(true)) {
-        let code = strava.code(&mut auth, &client, person, scopes);
+        let code = strava.code(&mut auth, &client, person, scopes, None);
         return Ok(Json(json!({ "athlete": athlete, "code": code })).into_response());
     }
     let grant = strava.grant(&mut auth, &client, person, scopes);
