@@ -310,3 +310,199 @@ pub fn jwt_claim(token: &str, name: &str) -> Option<String> {
     let payload: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).ok()?).ok()?;
     payload.get(name)?.as_str().map(str::to_owned)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use axum::extract::State;
+    use axum::http::{HeaderMap, StatusCode};
+    use axum::routing::post;
+    use serde_json::json;
+
+    use super::super::{Dead, Leave, Scope, ScopesTold};
+    use super::*;
+
+    /// The standard form of a token answer, and of a refusal.
+    fn refusal(status: u16, body: &[u8]) -> Option<Refusal> {
+        // An envelope tells its failures with 200, as one provider does.
+        let told = serde_json::from_slice::<Value>(body).ok().and_then(|body| body.get("status")?.as_i64());
+        match (status, told) {
+            (_, Some(601)) => Some(Refusal::Later),
+            (_, Some(1..)) => Some(Refusal::Grant),
+            (400.., _) => Some(Refusal::Grant),
+            _ => None,
+        }
+    }
+
+    const SPEC: OAuthSpec = OAuthSpec {
+        authorize_url: "https://provider.example/authorize",
+        authorize_params: &[("access", "offline")],
+        token_url: "",
+        token_params: &[("action", "requesttoken")],
+        refresh_params: &[("scope", "offline")],
+        scopes: &[Scope { name: "a", lets: "a" }, Scope { name: "b", lets: "b" }],
+        scope_separator: " ",
+        scopes_told: ScopesTold::Grant,
+        reads_with: &["b"],
+        client_auth: ClientAuth::Basic,
+        pkce: true,
+        redirect_in_exchange: true,
+        code_settles: None,
+        grant_at: "/body",
+        owner_in_grant: |grant| Owner {
+            id: grant.get("access_token").and_then(Value::as_str).and_then(|token| jwt_claim(token, "sub")),
+            ..Owner::default()
+        },
+        refreshes: true,
+        idle_limit: None,
+        dead: Dead::Once,
+        read_refusal: refusal,
+        leave: Leave::Never,
+    };
+
+    type Seen = Arc<Mutex<Vec<(String, String)>>>;
+
+    /// A token endpoint that answers this, and what it was asked.
+    async fn endpoint(oauth: OAuthSpec, status: u16, body: &'static str) -> (App, Seen) {
+        let seen = Seen::default();
+        let answer = move |State(seen): State<Seen>, headers: HeaderMap, form: String| async move {
+            let client = headers.get("authorization").map(|value| value.to_str().unwrap().to_owned());
+            seen.lock().unwrap().push((client.unwrap_or_default(), form));
+            (StatusCode::from_u16(status).unwrap(), body)
+        };
+        let router = axum::Router::new().route("/token", post(answer)).with_state(seen.clone());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/token", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        let app = App {
+            oauth: Box::leak(Box::new(oauth)),
+            client_id: "id".to_owned(),
+            client_secret: SecretString::from("hidden".to_owned()),
+            authorize_url: oauth.authorize_url.to_owned(),
+            token_url: url.clone(),
+            revoke_url: Some(url),
+        };
+        (app, seen)
+    }
+
+    fn code() -> Code {
+        Code {
+            code: SecretString::from("c0de".to_owned()),
+            verifier: Some(SecretString::from("v3rifier".to_owned())),
+            callback_url: Some("https://wear.example/cb".to_owned()),
+        }
+    }
+
+    // {"sub":"ines","user":"x"}
+    const GRANTED: &str = r#"{"status":0,"body":{"access_token":"h.eyJzdWIiOiJpbmVzIiwidXNlciI6IngifQ.s",
+        "refresh_token":"r","expires_in":60,"scope":"b,a b"}}"#;
+
+    #[tokio::test]
+    async fn whatever_a_provider_wants_is_said_once() {
+        let http = Http::new().unwrap();
+        let now = DateTime::from_timestamp(1_770_000_000, 0).unwrap();
+        let (app, seen) = endpoint(SPEC, 200, GRANTED).await;
+        let grant = exchange(&http, &app, &code(), now).await.unwrap();
+        let owner = Owner { id: Some("ines".to_owned()), username: None, scopes: Some(vec!["a".into(), "b".into()]) };
+        assert_eq!((grant.owner, grant.expires_at), (owner, now + Duration::seconds(60)));
+        refresh(&http, &app, &SecretString::from("old".to_owned()), now).await.unwrap();
+        revoke(&http, &app, app.revoke_url.as_deref().unwrap(), &SecretString::from("old".to_owned())).await.unwrap();
+        let seen = seen.lock().unwrap().clone();
+        let basic = "Basic aWQ6aGlkZGVu";
+        let expected = [
+            "grant_type=authorization_code&code=c0de&code_verifier=v3rifier&redirect_uri=https%3A%2F%2Fwear.example%2Fcb&action=requesttoken",
+            "grant_type=refresh_token&refresh_token=old&scope=offline&action=requesttoken",
+            "token=old&token_type_hint=refresh_token",
+        ];
+        assert_eq!(seen, expected.map(|form| (basic.to_owned(), form.to_owned())));
+
+        // The other way round: credentials in the body, no PKCE, no address, no refresh tokens.
+        let plain = OAuthSpec {
+            client_auth: ClientAuth::Body,
+            redirect_in_exchange: false,
+            refreshes: false,
+            token_params: &[],
+            ..SPEC
+        };
+        let (app, seen) = endpoint(plain, 200, GRANTED).await;
+        let grant = exchange(&http, &app, &Code { verifier: None, ..code() }, now).await.unwrap();
+        let kept = grant.refresh_token.unwrap();
+        assert_eq!(kept.expose_secret(), grant.access_token.expose_secret(), "it is the grant");
+        let again = refresh(&http, &app, &kept, now).await.unwrap();
+        assert_eq!(again.access_token.expose_secret(), kept.expose_secret());
+        let seen = seen.lock().unwrap().clone();
+        let form = "grant_type=authorization_code&code=c0de&client_id=id&client_secret=hidden".to_owned();
+        assert_eq!(seen, [(String::new(), form)], "nothing is asked to refresh it");
+    }
+
+    #[tokio::test]
+    async fn refusals_quote_no_secret() {
+        let http = Http::new().unwrap();
+        let now = DateTime::from_timestamp(1_770_000_000, 0).unwrap();
+        let body = r#"{"error":"invalid_grant","error_description":"bad c0de for hidden, v3rifier"}"#;
+        let (app, _) = endpoint(SPEC, 400, body).await;
+        let error = exchange(&http, &app, &code(), now).await.unwrap_err().to_string();
+        assert!(error.contains("bad [left out] for [left out], [left out]"), "{error}");
+        let error =
+            revoke(&http, &app, app.revoke_url.as_deref().unwrap(), &SecretString::from("c0de".to_owned())).await;
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("bad [left out] for [left out]"), "{error}");
+        let (app, _) = endpoint(SPEC, 200, r#"{"status":601,"error":"too often"}"#).await;
+        let error = exchange(&http, &app, &code(), now).await.unwrap_err();
+        assert!(matches!(error, TokenError::Transient { spent: false, .. }), "{error}");
+        let (app, _) = endpoint(SPEC, 200, r#"{"status":293,"body":{}}"#).await;
+        let error = exchange(&http, &app, &code(), now).await.unwrap_err();
+        assert!(matches!(error, TokenError::Refused { refusal: Refusal::Grant, .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_code_that_has_to_settle_is_tried_once_more() {
+        let http = Http::new().unwrap();
+        let now = DateTime::from_timestamp(1_770_000_000, 0).unwrap();
+        let settles = OAuthSpec { code_settles: Some(std::time::Duration::from_millis(1)), ..SPEC };
+        let (app, seen) = endpoint(settles, 400, "{}").await;
+        assert!(exchange(&http, &app, &code(), now).await.is_err());
+        assert_eq!(seen.lock().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn the_consent_page_is_asked_as_the_provider_wants() {
+        let app = App {
+            oauth: &SPEC,
+            client_id: "i d".to_owned(),
+            client_secret: SecretString::from("hidden".to_owned()),
+            authorize_url: "https://provider.example/authorize?fixed=1".to_owned(),
+            token_url: String::new(),
+            revoke_url: None,
+        };
+        let (state, verifier) = (SecretString::from("s".to_owned()), random_secret());
+        let url = authorize_url(&app, "https://wear.example/cb?x=1", &state, Some(&verifier)).unwrap();
+        let pairs: Vec<(String, String)> = url.query_pairs().into_owned().collect();
+        let challenge = URL_SAFE_NO_PAD.encode(Sha256::digest(verifier.expose_secret().as_bytes()));
+        let expected = json!([
+            ["fixed", "1"],
+            ["response_type", "code"],
+            ["client_id", "i d"],
+            ["redirect_uri", "https://wear.example/cb?x=1"],
+            ["state", "s"],
+            ["code_challenge", challenge],
+            ["code_challenge_method", "S256"],
+            ["scope", "a b"],
+            ["access", "offline"],
+        ]);
+        assert_eq!(json!(pairs), expected);
+        assert!(!url.as_str().contains(verifier.expose_secret()) && !url.as_str().contains("hidden"));
+        assert_eq!(verifier.expose_secret().len(), 43);
+        let missing: Vec<&str> = SPEC.missing(&["b".to_owned()]).iter().map(|scope| scope.name).collect();
+        assert!(missing == ["a"] && SPEC.can_read(&["b".to_owned()]) && !SPEC.can_read(&["a".to_owned()]));
+    }
+
+    #[test]
+    fn claims_are_read_of_jwts_alone() {
+        assert_eq!(jwt_claim("h.eyJzdWIiOiJpbmVzIn0.s", "sub").as_deref(), Some("ines"));
+        for text in ["", "x", "a.b.c", "h.eyJzdWIiOjF9.s"] {
+            assert_eq!(jwt_claim(text, "sub"), None, "{text}");
+        }
+    }
+}

@@ -13,6 +13,7 @@ use crate::support::Shape;
 both! {
     disconnect_in_mid_page => disconnect;
     erase_in_mid_page => erase;
+    purge_in_mid_page => purge;
 }
 
 /// Three people, so that two are left and files stay below their users' folders.
@@ -115,6 +116,49 @@ async fn erase(shape: Shape) {
     scene.until_success(next).await;
     scene.check_person(&third).await;
     assert_eq!(api.status(&scene, "/health/ready").await, Some(200));
+    assert!(!api.process.has_ended() && workers.iter_mut().all(|worker| !worker.has_ended()));
+    api.process.stop().await;
+    for worker in &mut workers {
+        worker.stop().await;
+    }
+}
+
+/// A purge while pages, and files, are on their way: nothing of the user is there afterwards, and the others go on.
+async fn purge(shape: Shape) {
+    let scene = scene(shape).await;
+    let mut api = Api::of_shape(&scene).await;
+    let mut workers = if shape == Shape::Postgres { scene.start_all() } else { Vec::new() };
+    let other = scene.people[2];
+    let theirs = scene.accept_for(other.connection, &SyncRequest::default()).await;
+    for (place, endpoint, least) in [(0, "list", 1), (1, "streams", 3)] {
+        let person = scene.people[place];
+        let before = scene.calls(endpoint).await;
+        let mine = scene.accept_for(person.connection, &SyncRequest::default()).await;
+        scene.until_calls(endpoint, before + least).await;
+        let path = format!("{}/api/v1/users/{}/connections/strava/data", api.url, person.user);
+        let answer = scene.http.delete(path).header("x-api-key", &api.key).send().await.expect("answers");
+        assert_eq!(answer.status(), 204);
+        for round in 0..30 {
+            for (table, count) in rows(&scene.engine.db, &person).await {
+                // What stays, and who writes the user's files.
+                let stays = matches!(table, "users" | "connections" | "export_leases");
+                assert!(stays || count == 0, "{shape:?}, {endpoint}: {count} rows in {table}");
+            }
+            // Files go with the next sweep of whoever owns them, and do not come back.
+            let folder = scene.folder(&person);
+            assert!(round < 15 || !folder.exists(), "{shape:?}, {endpoint}: files in {}", folder.display());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!(scene.engine.db.find_run(mine).await.expect("reads"), None);
+    }
+    scene.until_success(theirs).await;
+    scene.check_person(&other).await;
+    // Connected again, everything comes again.
+    let first = scene.people[0];
+    scene.connect(first.user, first.athlete).await;
+    let again = scene.accept_for(first.connection, &SyncRequest::default()).await;
+    scene.until_success(again).await;
+    scene.check_person(&first).await;
     assert!(!api.process.has_ended() && workers.iter_mut().all(|worker| !worker.has_ended()));
     api.process.stop().await;
     for worker in &mut workers {

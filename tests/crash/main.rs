@@ -9,6 +9,7 @@
 mod support;
 
 mod accepts;
+mod connect;
 mod erase;
 mod kills;
 mod process;

@@ -430,8 +430,13 @@ async fn pkce(shape: Shape) {
     let address = visit["authorization_url"].as_str().unwrap();
     assert_eq!(param(address, "code_challenge_method").as_deref(), Some("S256"));
     assert_eq!(param(address, "code_challenge").map(|text| text.len()), Some(43));
+    let kept = format!("{:?}", dump(&world.engine.db, &["oauth_states"]).await).to_lowercase();
     let good = web.agree(&visit, 1).await;
     web.get(&good).await.location();
+    let secrets = world.ask("secrets").await;
+    let verifier = secrets["verifiers"][0].as_str().unwrap().to_owned();
+    let hex: String = verifier.bytes().map(|byte| format!("{byte:02x}")).collect();
+    assert!(kept.contains("verifier") && !kept.contains(&hex) && !kept.contains(&verifier.to_lowercase()), "sealed");
     assert_eq!(connections(&world, ann).await.len(), 1);
 
     // A code of another visit has another verifier: what was overheard cannot be brought in.

@@ -55,6 +55,7 @@ pub fn router(shared: &Shared) -> Router {
         .route("/_simulator/upload", post(upload_activities))
         .route("/_simulator/grant", post(make_grant))
         .route("/_simulator/revoke", post(end_grant))
+        .route("/_simulator/secrets", get(show_secrets))
         .fallback(api)
         .with_state(strava)
 }
@@ -76,6 +77,9 @@ struct Auth {
     /// Every refresh token there ever was; only a grant's newest is good.
     refresh: HashMap<String, usize>,
     codes: HashMap<String, Code>,
+    /// Every code there ever was, and every verifier that came.
+    spent: Vec<String>,
+    verifiers: Vec<String>,
     minted: u64,
 }
 
@@ -209,6 +213,7 @@ impl Strava {
     ) -> String {
         let code = self.mint(auth);
         let (client, challenge) = (client.to_owned(), challenge.map(str::to_owned));
+        auth.spent.push(code.clone());
         auth.codes.insert(code.clone(), Code { client, person, scopes, made_ms: self.now_ms(), challenge });
         self.shared.ledger().tokens.codes += 1;
         code
@@ -703,6 +708,7 @@ fn take_token(strava: &Strava, fields: &HashMap<String, String>) -> Response {
             let fresh = auth.codes.get(field("code")).is_some_and(|code| now - code.made_ms < settles);
             let code = if fresh { None } else { auth.codes.remove(field("code")) };
             let good = code.filter(|code| code.client == client && code.made_ms + CODE_LIFE_MS > now);
+            auth.verifiers.extend(fields.get("code_verifier").cloned());
             let good = good.filter(|code| proves(code.challenge.as_deref(), field("code_verifier")));
             let Some(code) = good else {
                 return error(400, "Bad Request", "AuthorizationCode", "code", "invalid");
@@ -892,6 +898,17 @@ async fn end_grant(State(strava): State<Arc<Strava>>, body: Bytes) -> Result<Res
         }
     }
     Ok(Json(json!({ "grants": mine.len() })).into_response())
+}
+
+/// Everything that must not be found anywhere else.
+async fn show_secrets(State(strava): State<Arc<Strava>>) -> Json<Value> {
+    let auth = strava.auth();
+    Json(json!({
+        "access": auth.access.keys().collect::<Vec<_>>(),
+        "refresh": auth.refresh.keys().collect::<Vec<_>>(),
+        "codes": auth.spent,
+        "verifiers": auth.verifiers,
+    }))
 }
 
 #[derive(Deserialize)]
