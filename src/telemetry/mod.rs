@@ -337,6 +337,11 @@ mod tests {
         for outcome in [Refresh::Ok, Refresh::Refused, Refresh::RotationLost, Refresh::Transient] {
             token_refreshed(ACME, account, outcome);
         }
+        let connection = ConnectionId::new();
+        connected(ACME, connection);
+        disconnected(ACME.0, connection, "purged");
+        grant_left(ACME.0, account, None);
+        grant_left(ACME.0, account, Some(&"no answer".to_owned()));
         quota_wait(run, ACME, at);
         file_batch(7, 0.01);
         http_request("GET", "/api/v1/tasks/{task_id}", 200, 0.004);
