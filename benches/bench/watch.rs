@@ -41,6 +41,7 @@ pub(crate) async fn run(size: Size, table: &mut Table) {
         name: "bench".to_owned(),
         scopes: "read".to_owned(),
         expires_at: None,
+        created_by: None,
     };
     engine.db.insert_api_key(key, Clock::system().now()).await.expect("a key");
     let mut users = Vec::new();

@@ -79,6 +79,7 @@ impl Web {
             name: "test".to_owned(),
             scopes: "admin".to_owned(),
             expires_at: None,
+            created_by: None,
         };
         engine.db.insert_api_key(new, engine.clock.now()).await.unwrap();
         let metrics = telemetry::install_metrics();
