@@ -16,7 +16,9 @@ use figment::value::{Dict, Value};
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
+use crate::model::Schedule;
 use crate::model::quota::{self, Quota};
+use crate::model::units::duration;
 
 /// The commented defaults, as checked in.
 pub const DEFAULTS: &str = include_str!("../config.default.toml");
@@ -47,6 +49,8 @@ const SETTINGS: &[&str] = &[
     "renew",
     "sweep",
     "page_timeout",
+    "schedule",
+    "reconcile_share",
     "on_deauthorize",
     "export_touch",
     "export_flat",
@@ -64,6 +68,7 @@ const PROVIDER_SETTINGS: &[&str] = &[
     "authorization_code",
     "parts",
     "quota",
+    "schedule",
     "api_base_url",
     "authorize_url",
     "token_url",
@@ -125,6 +130,10 @@ pub struct Config {
     pub sweep: Duration,
     /// The longest that one page may take.
     pub page_timeout: Duration,
+    /// How often a connection is read that has no schedule of its own.
+    pub schedule: Schedule,
+    /// Per cent of each quota window that the daily sweep over what is stored may use; 0 for no sweep.
+    pub reconcile_share: u64,
     /// What happens to stored data when a grant is taken back.
     pub on_deauthorize: OnDeauthorize,
     /// When summaries are written.
@@ -162,6 +171,8 @@ pub struct ProviderConfig {
     pub parts: Option<Vec<String>>,
     /// Quotas instead of the published ones; empty for none.
     pub quota: Option<Vec<Quota>>,
+    /// Schedule of its connections instead of the installation's.
+    pub schedule: Option<Schedule>,
     /// Where calls go, without a slash at the end.
     pub api_base_url: Option<String>,
     /// Where people agree.
@@ -341,6 +352,7 @@ impl Config {
             self.renew * 2 <= self.lease,
             "WEARSYNC_RENEW must be at most half of WEARSYNC_LEASE: one late renewal must not lose the run",
         );
+        check(self.reconcile_share <= 50, "WEARSYNC_RECONCILE_SHARE is in per cent and at most 50");
         check(self.concurrency >= 1, "WEARSYNC_CONCURRENCY must be at least 1");
         check(self.database_connections >= 2, "WEARSYNC_DATABASE_CONNECTIONS must be at least 2");
         check(
@@ -379,22 +391,6 @@ pub fn decode_key(text: &SecretString) -> Option<[u8; 32]> {
         base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(text).ok()?
     };
     bytes.try_into().ok()
-}
-
-/// Reads `500ms`, `2s`, `10m`, `1h`, or plain seconds.
-fn duration(text: &str) -> Option<Duration> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().ok()?;
-    let seconds = match unit.trim() {
-        "ms" => return Some(Duration::from_millis(number)),
-        "" | "s" => 1,
-        "m" | "min" => 60,
-        "h" => 3600,
-        _ => return None,
-    };
-    // More than a year is a slip, and would overflow sums of instants.
-    number.checked_mul(seconds).filter(|s| *s <= 366 * 86_400).map(Duration::from_secs)
 }
 
 /// The settings in these variables as nested tables: those without our prefix, and ours.
@@ -513,6 +509,8 @@ impl Reader {
             renew: self.duration("renew"),
             sweep: self.duration("sweep"),
             page_timeout: self.duration("page_timeout"),
+            schedule: self.schedule("schedule").unwrap_or(Schedule::Off),
+            reconcile_share: self.number("reconcile_share"),
             on_deauthorize: self
                 .choice("on_deauthorize", &[("keep", OnDeauthorize::Keep), ("delete", OnDeauthorize::Delete)]),
             export_touch: self
@@ -662,6 +660,7 @@ impl Reader {
                     .map_err(|why| self.problems.push(format!("{}: {why}", variable(&name("quota")))))
                     .ok()
             }),
+            schedule: self.schedule(&name("schedule")),
             api_base_url: self.http_url(&name("api_base_url")),
             authorize_url: self.http_url(&name("authorize_url")),
             token_url: self.http_url(&name("token_url")),
@@ -680,6 +679,11 @@ impl Reader {
             }
         }
         uris
+    }
+
+    fn schedule(&mut self, name: &str) -> Option<Schedule> {
+        let text = self.text(name)?;
+        text.parse().map_err(|why| self.problems.push(format!("{}: {why}", variable(name)))).ok()
     }
 
     fn http_url(&mut self, name: &str) -> Option<String> {
@@ -767,6 +771,7 @@ mod tests {
         assert_eq!((config.page_timeout.as_secs(), config.concurrency, config.log.as_str()), (600, 4, "info"));
         assert_eq!((config.event_heartbeat.as_secs(), config.event_age.as_secs()), (15, 86_400));
         assert_eq!(config.events_per_user, 200);
+        assert_eq!((config.schedule.clone(), config.reconcile_share), (Schedule::Every(21_600), 10));
         assert!(config.share_access_tokens && !config.export_flat && !config.log_json);
         assert_eq!((config.public_url.as_str(), config.oauth_state_life.as_secs()), ("http://127.0.0.1:8000", 900));
         assert!(config.sync_on_connect && config.redirect_uris.is_empty());
@@ -860,6 +865,9 @@ mod tests {
             ("WEARSYNC_EXPORT_FLAT", "perhaps"),
             ("WEARSYNC_SECRET_KEY_OLD", "too-short"),
             ("WEARSYNC_PROVIDERS__STRAVA__QUOTA", "1/x"),
+            ("WEARSYNC_PROVIDERS__STRAVA__SCHEDULE", "0 25 * * *"),
+            ("WEARSYNC_SCHEDULE", "5s"),
+            ("WEARSYNC_RECONCILE_SHARE", "90"),
             ("WEARSYNC_PROVIDERS__STRAVA__TOKEN_URL", "ftp://x"),
             ("WEARSYNC_EXPORT_DIR", "./data/state/exports"),
         ])
@@ -870,6 +878,9 @@ mod tests {
             "WEARSYNC_EXPORT_TOUCH is `maybe`, but must be changed or always",
             "WEARSYNC_EXPORT_FLAT",
             "WEARSYNC_PROVIDERS__STRAVA__QUOTA: `1/x`",
+            "WEARSYNC_PROVIDERS__STRAVA__SCHEDULE: `0 25 * * *` is no cron expression",
+            "WEARSYNC_SCHEDULE: `5s` is too short",
+            "WEARSYNC_RECONCILE_SHARE is in per cent",
             "WEARSYNC_PROVIDERS__STRAVA__TOKEN_URL",
             "REDIS_URL is set but the database is SQLite",
             "WEARSYNC_BIND is reachable",
@@ -971,9 +982,15 @@ mod tests {
 
     #[test]
     fn durations() {
-        for (text, ms) in
-            [("2s", 2000), ("500ms", 500), ("7", 7000), ("10m", 600_000), ("1h", 3_600_000), ("5 s", 5000)]
-        {
+        for (text, ms) in [
+            ("2s", 2000),
+            ("500ms", 500),
+            ("7", 7000),
+            ("10m", 600_000),
+            ("1h", 3_600_000),
+            ("5 s", 5000),
+            ("1d", 86_400_000),
+        ] {
             assert_eq!(duration(text), Some(Duration::from_millis(ms)), "{text}");
         }
         for text in ["", "s", "1x", "-1s", "1.5s", "99999999999999999999s", "99999999999h"] {

@@ -1,4 +1,4 @@
-//! The figures of `docs/benchmarks.md`: `just bench [--quick] [accept|sync|streams|samples|memory|watch …]`.
+//! The figures of `docs/benchmarks.md`: `just bench [--quick] [accept|sync|streams|samples|memory|watch|schedule …]`.
 //!
 //! One table of measured values, each against its target and, where the target is a ratio, against its reference in the
 //! same run. Nothing here fails for being slow: a machine's speed is no property of the code.
@@ -11,6 +11,7 @@ mod machine;
 mod memory;
 mod rig;
 mod samples;
+mod schedule;
 mod sync;
 mod table;
 mod watch;
@@ -35,7 +36,7 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     let size = Size { quick: words.iter().any(|word| word == "--quick") };
     let asked: Vec<&str> = words.iter().map(String::as_str).filter(|word| !word.starts_with("--")).collect();
-    let known = ["accept", "sync", "streams", "samples", "memory", "watch"];
+    let known = ["accept", "sync", "streams", "samples", "memory", "watch", "schedule"];
     if let Some(word) = asked.iter().find(|word| !known.contains(word)) {
         eprintln!("there is no benchmark `{word}`; there are {}", known.join(", "));
         std::process::exit(2);
@@ -51,7 +52,8 @@ fn main() {
                 "streams" => sync::streams(size, &mut table).await,
                 "samples" => samples::run(size, &mut table).await,
                 "memory" => memory::run(size, &mut table).await,
-                _ => watch::run(size, &mut table).await,
+                "watch" => watch::run(size, &mut table).await,
+                _ => schedule::run(size, &mut table).await,
             }
         });
         eprintln!("{name}: {:.0} s", begun.elapsed().as_secs_f64());

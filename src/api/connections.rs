@@ -65,6 +65,11 @@ pub(super) struct ConnectionRead {
     live_sync_mode: Option<&'static str>,
     /// Other users who are connected to the same account at the provider.
     linked_user_ids: Vec<Uuid>,
+    /// When the provider last sent something about it, where that is so long ago that it is asked again; absent while it
+    /// sends, or is not expected to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    quiet_since: Option<DateTime<Utc>>,
 }
 
 impl ConnectionRead {
@@ -73,7 +78,15 @@ impl ConnectionRead {
         linked: &[(ConnectionId, UserId)],
         settings: &BTreeMap<String, ProviderSetting>,
     ) -> Self {
-        let ConnectionView { connection, account_status, account_reason: _, provider_user_id, username, scopes } = view;
+        let ConnectionView {
+            connection,
+            account_status,
+            account_reason: _,
+            provider_user_id,
+            username,
+            scopes,
+            quiet_since,
+        } = view;
         let spec = crate::providers::find(&connection.provider).map(|provider| provider.spec());
         let live = spec.map(|spec| &spec.live);
         let sends = |kind| live.is_some_and(|live| live.webhooks.contains(&kind));
@@ -102,6 +115,7 @@ impl ConnectionRead {
             live_sync_mode: spec.and_then(|spec| live_mode(spec, settings.get(&connection.provider))),
             linked_user_ids: linked,
             provider: connection.provider,
+            quiet_since,
         }
     }
 }

@@ -417,6 +417,11 @@ impl JsonBody {
         }
     }
 
+    /// Whether a member is there, null or not.
+    pub(super) fn contains(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
     /// A text, where the member is there and not null.
     pub(super) fn text(&mut self, name: &str, most: usize) -> Result<Option<String>, Error> {
         match self.0.remove(name) {

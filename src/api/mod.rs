@@ -9,10 +9,12 @@ mod auth;
 mod connections;
 mod error;
 mod extract;
+mod historical;
 mod keys;
 mod oauth;
 mod openapi;
 mod providers;
+mod schedule;
 mod service;
 mod sync;
 mod tasks;
@@ -87,6 +89,7 @@ fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::with_openapi(openapi::Document::openapi())
         .routes(routes!(sync::sync_user_data))
         .routes(routes!(sync::sync_provider_user_data))
+        .routes(routes!(historical::start_historical_sync))
         .routes(routes!(tasks::list_tasks))
         .routes(routes!(tasks::get_task, tasks::cancel_task))
         .routes(routes!(users::list_users, users::create_user))
@@ -120,6 +123,7 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(oauth::finish_authorization))
         .routes(routes!(oauth::show_oauth_success))
         .routes(routes!(oauth::show_oauth_error))
+        .routes(routes!(schedule::get_schedule, schedule::set_schedule))
         .routes(routes!(service::get_root))
         .routes(routes!(service::get_liveness))
         .routes(routes!(service::get_readiness))

@@ -260,7 +260,7 @@ fn done(spec: &ProviderSpec, run: &Run, request: &SyncRequest) -> SyncDone {
 }
 
 /// The connection that a request is for, or which of four reasons there is for none.
-fn connection(access: &Access) -> Result<crate::model::ConnectionId, Error> {
+pub(super) fn connection(access: &Access) -> Result<crate::model::ConnectionId, Error> {
     match &access.target {
         _ if !access.user_exists => Err(no_connection("unknown_user")),
         None => Err(no_connection("no_connection")),
@@ -349,6 +349,7 @@ fn read_query(spec: &ProviderSpec, query: &str) -> Result<(SyncRequest, bool), E
         samples: takes("samples", samples, has_part("samples")),
         zones: takes("zones", zones, has_part("zones")),
         route: takes("route", route, has_part("route")),
+        reconcile: false,
         rebuild: false,
         ignored,
     };

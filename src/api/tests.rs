@@ -919,3 +919,100 @@ fn instants_are_read_as_people_write_them() {
         assert_eq!(read(text), None, "{text}");
     }
 }
+
+// ---- schedules and the past ---------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn a_schedule_is_told_and_set() {
+    let api = Api::start().await;
+    let (user, _, connection) = api.connected().await;
+    let path = format!("/api/v1/users/{user}/connections/strava/schedule");
+    let put = async |body: &str| api.call("PUT", &path, &api.key, body).await;
+    let told = api.get(&path).await.json();
+    assert_eq!((&told["schedule"], &told["is_default"]), (&json!("6h"), &json!(true)));
+    assert_eq!((&told["next_at"], &told["last_at"]), (&json!("2026-03-10T12:00:00Z"), &Value::Null), "due at once");
+    let told = put(r#"{"schedule": "0 6 * * *"}"#).await;
+    assert_eq!(told.status, 200, "{}", told.text);
+    assert_eq!(told.json()["next_at"], "2026-03-11T06:00:00Z");
+    assert_eq!(api.get(&path).await.json(), told.json());
+    let told = put(r#"{"schedule": "0 6 * * *", "time_zone": "Asia/Tokyo"}"#).await.json();
+    assert_eq!((&told["next_at"], &told["time_zone"]), (&json!("2026-03-10T21:00:00Z"), &json!("Asia/Tokyo")));
+    let told = put(r#"{"schedule": "90m"}"#).await.json();
+    let ahead = told["next_at"].as_str().unwrap().parse::<DateTime<Utc>>().unwrap() - api.now();
+    assert!((81..=99).contains(&ahead.num_minutes()) && told["is_default"] == false, "{told}");
+    let told = put(r#"{"schedule": "off"}"#).await.json();
+    assert_eq!(
+        (&told["schedule"], &told["next_at"], &told["reconcile_at"]),
+        (&json!("off"), &Value::Null, &Value::Null)
+    );
+    let told = put(r#"{"schedule": null}"#).await.json();
+    assert_eq!((&told["schedule"], &told["is_default"]), (&json!("6h"), &json!(true)));
+    for (body, text) in [
+        ("{}", "Field required"),
+        (r#"{"schedule": "6h", "time_zone": "Bern"}"#, "`Bern` is no time zone; write one as IANA does: Europe/Zurich"),
+        (r#"{"schedule": 6}"#, "Input should be a valid string"),
+        (r#"{"schedule": "5s"}"#, "`5s` is too short or too long; an interval has 1m to 28d"),
+        (
+            r#"{"schedule": "hourly"}"#,
+            "`hourly` is no schedule; write an interval (6h, 30m), five fields of cron, or off",
+        ),
+    ] {
+        assert_eq!(put(body).await.failure(), (400, own(text), own("invalid_request")), "{body}");
+    }
+    for (path, code) in [
+        (format!("/api/v1/users/{}/connections/strava/schedule", Uuid::nil()), "unknown_user"),
+        (format!("/api/v1/users/{}/connections/strava/schedule", api.user().await), "no_connection"),
+    ] {
+        assert_eq!(api.get(&path).await.failure().2, code);
+        assert_eq!(api.call("PUT", &path, &api.key, r#"{"schedule": "off"}"#).await.failure().2, code);
+    }
+    assert_eq!(api.get(&path.replace("strava", "acme")).await.status, 400);
+    let (reader, writer) = (api.make_key("read", None).await, api.make_key("sync", None).await);
+    assert_eq!(api.call("GET", &path, &reader, "").await.status, 200);
+    assert_eq!(api.call("PUT", &path, &reader, r#"{"schedule": "off"}"#).await.status, 403);
+    assert_eq!(api.call("PUT", &path, &writer, r#"{"schedule": "off"}"#).await.status, 200);
+    assert_eq!(api.call("PUT", &path, "", r#"{"schedule": "off"}"#).await.status, 401);
+    api.engine.db.disconnect(user, "strava", api.now()).await.unwrap();
+    assert_eq!(api.get(&path).await.failure().2, "revoked");
+    assert!(api.engine.db.find_schedule(connection).await.unwrap().is_some(), "who comes back has it still");
+}
+
+#[tokio::test]
+async fn the_past_is_read_again_in_the_background() {
+    let api = Api::start().await;
+    let (user, ..) = api.connected().await;
+    let path = format!("/api/v1/providers/strava/users/{user}/sync/historical");
+    let answer = api.post(&path).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    let run = api.run(&answer).await;
+    let expected = json!({
+        "success": true, "provider": "strava", "user_id": user.to_string(), "method": "pull_api",
+        "task_id": run.id.to_string(), "message": "Historical sync queued for 90 days of strava data.", "days": 90,
+        "start_date": "2025-12-10T12:00:00.000+00:00", "end_date": "2026-03-10T12:00:00.000+00:00"
+    });
+    assert_eq!(answer.json(), expected);
+    assert_eq!((run.class, run.source.as_str(), run.state.as_str()), (3, "backfill", "queued"));
+    let request: SyncRequest = serde_json::from_str(&run.request).unwrap();
+    assert_eq!(request, SyncRequest { since_ms: Some(NOW - 90 * 86_400_000), ..SyncRequest::default() });
+    assert_eq!(api.post(&path).await.json()["task_id"], expected["task_id"], "asked for twice it is one task");
+    let one = api.post(&format!("{path}?days=1")).await.json();
+    assert_eq!((&one["days"], &one["start_date"]), (&json!(1), &json!("2026-03-09T12:00:00.000+00:00")));
+    for (query, text) in [
+        ("days=0", "Input should be greater than or equal to 1"),
+        ("days=366", "Input should be less than or equal to 365"),
+        ("days=x", "Input should be a valid integer, unable to parse string as an integer"),
+    ] {
+        assert_eq!(api.post(&format!("{path}?{query}")).await.failure(), (400, own(text), own("invalid_request")));
+    }
+    let other = api.user().await;
+    let failure = api.post(&path.replace(&user.to_string(), &other.to_string())).await.failure();
+    assert_eq!(failure, (404, own("No active connection found for provider"), own("no_connection")));
+    let failure = api.post(&path.replace(&user.to_string(), &Uuid::nil().to_string())).await.failure();
+    assert_eq!((failure.0, failure.2.as_str()), (404, "unknown_user"));
+    assert_eq!(api.post(&path.replace("strava", "acme")).await.status, 400);
+    assert_eq!(api.call("POST", &path, "", "").await.status, 401);
+    let reader = api.make_key("read", None).await;
+    assert_eq!(api.call("POST", &path, &reader, "").await.status, 403);
+    api.engine.db.disconnect(user, "strava", api.now()).await.unwrap();
+    assert_eq!(api.post(&path).await.failure().2, "revoked");
+}

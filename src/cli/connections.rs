@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal as _, Read as _};
 
+use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 use secrecy::SecretString;
 use serde_json::{Value, json};
@@ -158,6 +159,11 @@ fn person(view: &ConnectionView) -> Option<&str> {
     (!view.provider_user_id.starts_with("pending:")).then_some(&view.provider_user_id)
 }
 
+/// A connection that used to be pushed, for people.
+pub(crate) fn quiet(since: DateTime<Utc>) -> String {
+    format!("nothing was sent since {}: the provider is asked instead", time(since))
+}
+
 fn view_row(view: &ConnectionView) -> Vec<String> {
     let connection = &view.connection;
     vec![
@@ -168,7 +174,7 @@ fn view_row(view: &ConnectionView) -> Vec<String> {
         person(view).unwrap_or("not known yet").to_owned(),
         time(connection.created_at),
         time_or_dash(connection.last_success_at),
-        view.account_reason.clone().unwrap_or_default(),
+        view.account_reason.clone().or_else(|| view.quiet_since.map(quiet)).unwrap_or_default(),
     ]
 }
 
@@ -180,6 +186,7 @@ fn view_json(view: &ConnectionView) -> Value {
         "provider": connection.provider,
         "status": status(view),
         "reason": view.account_reason,
+        "quiet_since": view.quiet_since.map(iso),
         "provider_user_id": person(view),
         "created_at": iso(connection.created_at),
         "last_success_at": connection.last_success_at.map(iso),

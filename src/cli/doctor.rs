@@ -14,7 +14,7 @@ use super::{Log, Session, start_log, warnings};
 use crate::app::{App, Role};
 use crate::clock::Clock;
 use crate::config::{Config, Database};
-use crate::model::AccountId;
+use crate::model::{AccountId, Schedule};
 use crate::storage::ConnectionView;
 use crate::sync::{self, Engine, ProviderSetup, TokenFailure};
 
@@ -233,6 +233,7 @@ async fn check_providers(checks: &mut Checks, engine: &Engine) {
             check_connection(checks, engine, setup, view).await;
         }
         check_quota(checks, engine, setup).await;
+        check_schedule(checks, engine, setup).await;
     }
 }
 
@@ -295,6 +296,27 @@ async fn check_connection(checks: &mut Checks, engine: &Engine, setup: &Provider
         }
         Err(error) => checks.add(Grade::Broken, &name, exit::words(&error.into())),
     }
+}
+
+/// Whether what is due by the clock begins in time, and whether pushes still come.
+async fn check_schedule(checks: &mut Checks, engine: &Engine, setup: &ProviderSetup) {
+    let name = format!("{} schedule", setup.spec().name);
+    let default = sync::default_schedule(engine, setup);
+    let off = *default == Schedule::Off;
+    let counts = match engine.db.count_schedules(setup.spec().name.0, off, engine.clock.now()).await {
+        Ok(counts) => counts,
+        Err(error) => return checks.add(Grade::Broken, &name, exit::words(&error.into())),
+    };
+    let connections = count(counts.on.unsigned_abs(), "connection");
+    let mut told = vec![format!("{connections} read by the clock (default: {default})")];
+    let odd = [
+        (counts.late, "due for more than an hour: does a server or worker run, and is the quota large enough?"),
+        (counts.sweep_late, "without the daily sweep for more than a day: the quota's share for it is too small"),
+        (counts.quiet, "no longer pushed and asked instead: look at the subscription at the provider"),
+    ];
+    told.extend(odd.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")));
+    let grade = if told.len() > 1 { Grade::Warning } else { Grade::Ok };
+    checks.add(grade, &name, told.join("; "));
 }
 
 async fn check_quota(checks: &mut Checks, engine: &Engine, setup: &ProviderSetup) {

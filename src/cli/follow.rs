@@ -104,12 +104,10 @@ async fn step(engine: &Arc<Engine>, run: &Run) -> anyhow::Result<()> {
     if !untouched {
         return Ok(());
     }
-    for (other, ..) in engine.db.list_ready(now, 100).await? {
-        let same = engine.db.find_run(other).await?.is_some_and(|other| other.connection_id == run.connection_id);
-        if same && other != run.id {
-            sync::execute(engine, other).await?;
-            break;
-        }
+    if let Some(first) = engine.db.find_first_run(run.connection_id, now).await?
+        && first != run.id
+    {
+        sync::execute(engine, first).await?;
     }
     // Whoever else holds the connection's slot needs time, not questions.
     pause(engine, POLL).await;

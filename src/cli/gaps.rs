@@ -5,6 +5,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::Session;
+use super::connections;
 use super::exit::{Exit, Outcome};
 use super::output::{count, iso, remark, table, time};
 use super::users::Whose;
@@ -24,11 +25,15 @@ pub(crate) async fn run(session: &Session, arguments: Gaps) -> Outcome {
     let user = arguments.whose.named(&engine.db).await?.map(|user| user.id);
     let gaps = sync::list_gaps(engine, user).await?;
     let mut wanted = Vec::new();
+    let mut quiet = Vec::new();
     let mut active = false;
     for view in engine.db.list_connections(user).await? {
         let (number, _) = engine.db.count_wanted(view.connection.id, engine.clock.now()).await?;
         let failed = engine.db.count_failed(view.connection.id).await?;
         active |= view.connection.status == "active";
+        if let Some(since) = view.quiet_since {
+            quiet.push((view.connection.clone(), since));
+        }
         if number + failed > 0 && view.connection.status == "active" {
             wanted.push((view.connection, number.unsigned_abs(), failed.unsigned_abs()));
         }
@@ -37,9 +42,13 @@ pub(crate) async fn run(session: &Session, arguments: Gaps) -> Outcome {
     let parts = wanted.iter().map(|(connection, number, failed)| {
         json!({ "connection_id": connection.id, "provider": connection.provider, "count": number, "failed": failed })
     });
+    let silences = quiet.iter().map(|(connection, since)| {
+        json!({ "connection_id": connection.id, "provider": connection.provider, "since": iso(*since) })
+    });
     let answer = json!({
         "gaps": gaps.iter().map(gap_json).collect::<Vec<_>>(),
         "parts_wanted": parts.collect::<Vec<_>>(),
+        "quiet": silences.collect::<Vec<_>>(),
     });
     session.out.show(&answer, || {
         let rows: Vec<Vec<String>> = gaps.iter().map(gap_row).collect();
@@ -57,6 +66,9 @@ pub(crate) async fn run(session: &Session, arguments: Gaps) -> Outcome {
             let parts = count(*failed, "answer");
             remark(&format!("{}: {parts} could not be had; a sync after some hours asks again", connection.provider));
         }
+    }
+    for (connection, since) in &quiet {
+        remark(&format!("{} of user {}: {}", connection.provider, connection.user_id, connections::quiet(*since)));
     }
     Ok(if gaps.is_empty() && wanted.is_empty() { Exit::Done } else { Exit::Stale })
 }

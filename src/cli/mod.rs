@@ -17,6 +17,7 @@ mod keys;
 mod output;
 mod rebuild;
 mod runs;
+mod schedule;
 mod serve;
 mod signals;
 #[cfg(feature = "simulator")]
@@ -86,6 +87,9 @@ enum Command {
     /// Which provider a user's data comes from
     #[command(subcommand)]
     Connections(connections::Command),
+    /// When a connection is read without anybody asking
+    #[command(subcommand)]
+    Schedule(schedule::Command),
     /// What was synced, and what is waiting
     #[command(subcommand)]
     Runs(runs::Command),
@@ -144,6 +148,7 @@ async fn run(cli: Cli) -> Outcome {
         Command::Keys(command) => keys::run(&session, command).await,
         Command::Developers(command) => developers::run(&session, command).await,
         Command::Connections(command) => connections::run(&session, command).await,
+        Command::Schedule(command) => schedule::run(&session, command).await,
         Command::Runs(command) => runs::run(&session, command).await,
         Command::Watch(watch) => watch::run(&session, watch).await,
         Command::Gaps(gaps) => gaps::run(&session, gaps).await,
@@ -251,6 +256,10 @@ mod tests {
         assert_eq!(wrong(&["developers", "create", "--email", "ada"]), ErrorKind::ValueValidation);
         assert_eq!(wrong(&["developers", "create"]), ErrorKind::MissingRequiredArgument);
         assert_eq!(wrong(&["runs", "show", "1"]), ErrorKind::ValueValidation);
+        assert_eq!(wrong(&["schedule", "set", "often", "--provider", "strava"]), ErrorKind::ValueValidation);
+        assert_eq!(wrong(&["schedule", "off"]), ErrorKind::MissingRequiredArgument);
+        assert_eq!(wrong(&["sync", "strava", "--days", "366"]), ErrorKind::ValueValidation);
+        assert_eq!(wrong(&["sync", "strava", "--days", "3", "--since", "0"]), ErrorKind::ArgumentConflict);
         assert_eq!(wrong(&["connections", "add", "--provider", "strava"]), ErrorKind::MissingRequiredArgument);
         let both =
             ["connections", "add", "--provider", "strava", "--refresh-token-stdin", "--authorization-code-stdin"];

@@ -78,9 +78,13 @@ async fn welcome(session: &Session, app: &App, url: &str) -> anyhow::Result<()> 
     } else {
         None
     };
-    let answer = json!({ "url": url, "api_key": secret, "data_dir": folder });
+    let clock =
+        if app.works() { format!("{} by default", engine.config.schedule) } else { "by other processes".to_owned() };
+    let answer = json!({ "url": url, "api_key": secret, "data_dir": folder, "schedule": clock });
     let Some(key) = &secret else {
-        return session.out.show(&answer, || format!("serving at {url} (documentation: {url}/docs)"));
+        return session
+            .out
+            .show(&answer, || format!("serving at {url} (documentation: {url}/docs); schedules: {clock}"));
     };
     let connected = engine.db.list_connections(None).await?.into_iter().next().map(|view| view.connection);
     let next = match connected {
@@ -94,6 +98,7 @@ async fn welcome(session: &Session, app: &App, url: &str) -> anyhow::Result<()> 
             ("address", Some(format!("{url} (documentation: {url}/docs)"))),
             ("API key", Some(format!("{key} (shown this once)"))),
             ("data folder", Some(folder.clone())),
+            ("schedule", Some(clock.clone())),
             ("next", Some(next)),
         ])
     })

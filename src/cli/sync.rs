@@ -21,6 +21,9 @@ pub(crate) struct Sync {
     /// Read again from here: Unix time, 2026-02-05, or 2026-02-05T08:30:00Z; 0 reads everything again
     #[arg(long, value_name = "TIME", value_parser = parse_since)]
     since: Option<Since>,
+    /// Read the last so many days again, in the background: whatever is more urgent goes first
+    #[arg(long, value_name = "DAYS", conflicts_with = "since", value_parser = clap::value_parser!(i64).range(1..=365))]
+    days: Option<i64>,
     /// Which data
     #[arg(long, value_enum, default_value_t = Data::All)]
     data_type: Data,
@@ -96,11 +99,17 @@ async fn accept_and_follow(session: &Session, app: &App, arguments: Sync) -> Out
     }
     let request = SyncRequest {
         data_type: arguments.data_type.into(),
-        since_ms: arguments.since.map(|since| since.0),
+        since_ms: match arguments.days {
+            Some(days) => Some(engine.clock.now_ms() - days * 86_400_000),
+            None => arguments.since.map(|since| since.0),
+        },
         ..SyncRequest::default()
     };
     sync::parse_request(setup.spec(), &request, engine.clock.now())?;
-    let (class, source) = (Class::Interactive, RunSource::Pull);
+    let (class, source) = match arguments.days {
+        Some(_) => (Class::Backfill, RunSource::Backfill),
+        None => (Class::Interactive, RunSource::Pull),
+    };
     let accepted = sync::submit(engine, setup, view.connection.id, &request, class, source, None).await?;
     let Some(accepted) = accepted else {
         anyhow::bail!("No active connection found for provider {title}: it was removed just now");

@@ -94,7 +94,8 @@ local class, cost = tonumber(ARGV[2]), tonumber(ARGV[3])
 local left, wait
 for _, q in ipairs(quotas) do
   local share = q.limit
-  if class >= 2 then share = q.limit - math.ceil(q.limit / 10) end
+  if class == 2 then share = q.limit - math.ceil(q.limit / 10) end
+  if class >= 3 then share = math.max(0, q.limit - 2 * math.ceil(q.limit / 10)) end
   if q.used + cost > share then
     wait = math.max(wait or q.resets, q.resets)
   else

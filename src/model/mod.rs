@@ -12,6 +12,7 @@ mod record;
 mod report;
 mod request;
 mod run;
+mod schedule;
 pub mod series;
 pub mod units;
 mod window;
@@ -24,6 +25,7 @@ pub use record::{Details, Kind, Lap, Normalized, Record, Source, Wanted, Workout
 pub use report::{PartReport, Progress, Rebuilt, RunReport, StreamReport};
 pub use request::{DataType, SyncRequest};
 pub use run::{Class, RunSource, RunState};
+pub use schedule::Schedule;
 pub use series::SeriesType;
 pub use window::{BEGINNING_MS, Purpose, Window, WindowState};
 

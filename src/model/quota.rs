@@ -80,12 +80,14 @@ pub enum Decision {
     },
 }
 
-/// What a class may use of a limit: one tenth is kept for those that somebody waits for.
+/// What a class may use of a limit: one tenth is kept for those that somebody waits for, and another one from long
+/// histories for what is due by the clock.
 #[must_use]
 pub fn share(limit: u64, class: Class) -> u64 {
     match class {
         Class::Interactive | Class::Webhook => limit,
-        Class::Schedule | Class::Backfill => limit - limit.div_ceil(10),
+        Class::Schedule => limit - limit.div_ceil(10),
+        Class::Backfill => limit.saturating_sub(2 * limit.div_ceil(10)),
     }
 }
 
@@ -206,10 +208,12 @@ mod tests {
     fn a_tenth_is_kept_for_those_who_wait() {
         let quotas = quotas();
         let mut windows = vec![None, None];
-        for _ in 0..9 {
+        for _ in 0..8 {
             assert!(matches!(take(&quotas, &mut windows, Class::Backfill, 1, 0), Decision::Granted { .. }));
         }
         assert_eq!(take(&quotas, &mut windows, Class::Backfill, 1, 0), Decision::Wait { until_ms: 900_000 });
+        assert_eq!(take(&quotas, &mut windows, Class::Schedule, 1, 0), Decision::Granted { left: 0 });
+        assert_eq!(take(&quotas, &mut windows, Class::Schedule, 1, 0), Decision::Wait { until_ms: 900_000 });
         assert_eq!(take(&quotas, &mut windows, Class::Interactive, 1, 0), Decision::Granted { left: 0 });
         assert_eq!(take(&quotas, &mut windows, Class::Interactive, 1, 0), Decision::Wait { until_ms: 900_000 });
     }

@@ -59,6 +59,9 @@ pub struct SyncRequest {
     /// Choose the axis by creation instead of modification time, where a provider has both.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub by_creation_time: bool,
+    /// The daily sweep over what is stored: a cut list begins anew, because only a whole one proves what is gone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reconcile: bool,
     /// Read nothing: make records and samples anew from the stored answers.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub rebuild: bool,

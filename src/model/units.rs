@@ -1,5 +1,7 @@
 //! Quantities with their unit in the type. Only finite numbers exist; conversions are written once, here.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 macro_rules! quantity {
@@ -61,6 +63,24 @@ impl Kilojoules {
     pub fn burned(self) -> Kilocalories {
         Kilocalories(self.0 / KILOJOULES_PER_KILOCALORIE / GROSS_EFFICIENCY)
     }
+}
+
+/// Reads `500ms`, `2s`, `10m`, `1h`, `1d`, or plain seconds; at most a year.
+#[must_use]
+pub fn duration(text: &str) -> Option<Duration> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().ok()?;
+    let seconds = match unit.trim() {
+        "ms" => return Some(Duration::from_millis(number)),
+        "" | "s" => 1,
+        "m" | "min" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return None,
+    };
+    // More than a year is a slip, and would overflow sums of instants.
+    number.checked_mul(seconds).filter(|s| *s <= 366 * 86_400).map(Duration::from_secs)
 }
 
 #[cfg(test)]

@@ -13,8 +13,8 @@ mod spec;
 pub use http::{AccessToken, Answer, Api, FetchError, Gate, Http};
 pub use spec::{
     Axis, ClientAuth, Coverage, DataPart, Dead, Deletes, FileRule, HEALTH_SCORES, Leave, LiveMode, LiveSpec,
-    MENSTRUAL_CYCLE_FIELDS, OAuthSpec, PartSpec, ProviderSpec, Refetch, SLEEP_FIELDS, Scope, ScopesTold, StreamSpec,
-    WORKOUT_FIELDS, WebhookKind, Wire,
+    MENSTRUAL_CYCLE_FIELDS, OAuthSpec, PartSpec, ProviderSpec, Refetch, Rhythm, SLEEP_FIELDS, Scope, ScopesTold,
+    StreamSpec, WORKOUT_FIELDS, WebhookKind, Wire,
 };
 
 use async_trait::async_trait;

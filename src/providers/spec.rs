@@ -20,6 +20,8 @@ pub struct ProviderSpec {
     pub quotas: &'static [Quota],
     /// Reads what its response headers tell of the quotas. Missing headers tell nothing.
     pub read_quotas: fn(&HeaderMap) -> Vec<Seen>,
+    /// What the clock has to know of it.
+    pub rhythm: Rhythm,
     /// What can be listed, in the order in which it is read.
     pub streams: &'static [StreamSpec],
     /// Every answer about a record that we keep.
@@ -54,6 +56,17 @@ impl ProviderSpec {
     pub fn stream(&self, name: &str) -> Option<&'static StreamSpec> {
         self.streams.iter().find(|stream| stream.name.0 == name)
     }
+}
+
+/// How a provider's news come, as far as the clock goes by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rhythm {
+    /// Calls that a sync makes which finds next to nothing: so many are counted on for each that begins.
+    pub calls: u64,
+    /// Days before today that every daily sweep lists again; what is older has its turn with long histories.
+    pub reconcile_days: i64,
+    /// A connection that used to be pushed and was not for so long is quiet, seconds; 0: the provider pushes nothing.
+    pub quiet_after_s: i64,
 }
 
 /// How data can come in.

@@ -3,6 +3,7 @@ use chrono::{DateTime, Utc};
 use super::api_keys::ApiKey;
 use super::db::{accept, read, transaction};
 use super::run_events::{Told, is_crossed, tell};
+use super::schedules::{INSERT_SCHEDULE, first_sweep};
 use super::{Bearer, Db, Result};
 use crate::model::{AccountId, ConnectionId, RunId, UserId};
 
@@ -47,6 +48,8 @@ pub struct ConnectionView {
     pub username: Option<String>,
     /// What the person agreed to, in the provider's words with blanks between; `None`: never told.
     pub scopes: Option<String>,
+    /// When the provider last sent something, where that is too long ago; see `schedules`.
+    pub quiet_since: Option<DateTime<Utc>>,
 }
 
 /// A connection as a request finds it.
@@ -170,7 +173,9 @@ const PURGE: [&str; 12] = [
     "delete from delivery_items where connection_id in (select id from connections where user_id = $1 and provider = $2)",
     "delete from idempotency where run_id in
         (select r.id from runs r join connections c on c.id = r.connection_id where c.user_id = $1 and c.provider = $2)",
-    "delete from run_events where user_id = $1 and provider = $2",
+    // All but the newest of the user's: their numbers go on from it.
+    "delete from run_events where user_id = $1 and provider = $2
+        and seq < (select max(e.seq) from run_events e where e.user_id = $1)",
     "delete from runs where connection_id in (select id from connections where user_id = $1 and provider = $2)",
     "delete from records where connection_id in (select id from connections where user_id = $1 and provider = $2)",
     "delete from parts where connection_id in (select id from connections where user_id = $1 and provider = $2)",
@@ -297,6 +302,8 @@ impl Db {
                     returning id")
                 .bind(id).bind(user).bind(account).bind(provider).bind(now)
                 .fetch_one(&mut *t).await?;
+            sqlx::query(INSERT_SCHEDULE).bind(connection).bind(provider).bind(now).bind(first_sweep(now))
+                .execute(&mut *t).await?;
             if let Some(grant) = &grant {
                 sqlx::query("update accounts set refresh_token = $2, token_version = token_version + 1 + $7,
                         grant_version = token_version + 1, status = 'active', reason = null, refusals = 0,
@@ -422,8 +429,9 @@ impl Db {
     pub async fn list_connections(&self, user: Option<UserId>) -> Result<Vec<ConnectionView>> {
         let sql = format!(
             "select {COLUMNS}, a.status as account_status, a.reason as account_reason, a.provider_user_id,
-                a.username, a.scopes
+                a.username, a.scopes, s.quiet_since
             from connections c join accounts a on a.id = c.account_id
+                left join schedules s on s.connection_id = c.id
             where c.status <> 'replaced' {} order by c.created_at desc, c.id desc",
             if user.is_some() { "and c.user_id = $1" } else { "" }
         );

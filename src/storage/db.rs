@@ -260,13 +260,22 @@ impl Db {
         }
     }
 
-    /// Statements sent so far outside of page transactions: what a request costs can be counted.
+    /// Statements sent so far outside of page transactions, those of the clock's steps included: what a request costs can
+    /// be counted.
     #[must_use]
     pub fn statements(&self) -> u64 {
         match self {
             Self::Postgres(db) => db.statements.load(Ordering::Relaxed),
             Self::Sqlite(db) => db.statements.load(Ordering::Relaxed),
         }
+    }
+
+    /// Counts statements that were sent inside a transaction.
+    pub(super) fn count_sent(&self, n: u64) {
+        match self {
+            Self::Postgres(db) => db.statements.fetch_add(n, Ordering::Relaxed),
+            Self::Sqlite(db) => db.statements.fetch_add(n, Ordering::Relaxed),
+        };
     }
 
     /// Takes a lock that one process at a time can hold for as long as it keeps the answer. SQLite's lock is the data

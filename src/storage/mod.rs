@@ -17,9 +17,10 @@ mod page;
 mod provider_settings;
 mod quotas;
 mod records;
-mod run_events;
 mod refresh_tokens;
+mod run_events;
 mod runs;
+mod schedules;
 mod users;
 mod windows;
 
@@ -38,8 +39,9 @@ pub use page::{
 };
 pub use provider_settings::{ProviderChange, ProviderSetting};
 pub use records::{Counts, WantedPart};
-pub use run_events::{RunEvent, RunEventFilter};
 pub use refresh_tokens::TokenOwner;
+pub use run_events::{RunEvent, RunEventFilter};
 pub use runs::{Accepted, Claim, NewRun, Run, RunFilter, Settle};
+pub use schedules::{ClockRun, Clockwork, Due, Queue, ScheduleCounts, ScheduleRow, Step, Stepped, SweepDue, Turn};
 pub use users::{NewUser, User, UserFilter, UserPage, UserRow};
 pub use windows::{Gap, NewWindow, WindowRow};

@@ -398,11 +398,11 @@ impl Db {
             }
             Settle::Wait { due, reason, waiting_on, class, attempt, report } => {
                 let sql = "update runs set state = 'waiting', due_at = $3, reason = $4, waiting_on = $5, class = $6,
-                        attempts = attempts + $7, report = $8, owner = null, lease_until = null
+                        attempts = attempts + $7, report = $8, owner = null, lease_until = null, put_back_at = $9
                     where id = $1 and epoch = $2 and state = 'in_progress'";
                 accept!(self, c => Ok::<_, Error>(sqlx::query(sql).bind(run).bind(epoch).bind(due).bind(reason)
                     .bind(waiting_on).bind(class.number()).bind(i64::from(attempt)).bind(report)
-                    .execute(&mut *c).await?.rows_affected()))?
+                    .bind(now).execute(&mut *c).await?.rows_affected()))?
             }
             Settle::Release { report } => {
                 let sql = "update runs set state = 'queued', due_at = $3, report = $4, owner = null, lease_until = null
@@ -488,13 +488,14 @@ impl Db {
         }))
     }
 
-    /// Runs that a worker could take now: due, or with a lease that ran out. At most `limit`, the most urgent first.
+    /// Runs that a worker could take now: due, or with a lease that ran out. At most `limit`, the most urgent first. Those
+    /// that wait on a quota are left out: the schedule lets them go in turn.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn list_ready(&self, now: DateTime<Utc>, limit: i64) -> Result<Vec<(RunId, Class, DateTime<Utc>)>> {
         let sql = "select id, class, due_at from runs
-            where (state in ('queued', 'waiting') and due_at <= $1
+            where (state in ('queued', 'waiting') and due_at <= $1 and waiting_on is null
                     and not exists (select 1 from runs o where o.connection_id = runs.connection_id
                         and o.state = 'in_progress' and o.lease_until >= $1))
                 or (state = 'in_progress' and lease_until < $1)
@@ -504,16 +505,31 @@ impl Db {
         Ok(rows.into_iter().map(|(id, class, due)| (id, Class::from_number(class), due)).collect())
     }
 
-    /// The next run of a connection, whenever it is due: to be put on the ready list when the slot becomes free.
+    /// The next run of a connection, whenever it is due: to be put on the ready list when the slot becomes free. Not one
+    /// that waits on a quota.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn find_next_run(&self, connection: ConnectionId) -> Result<Option<(RunId, Class, DateTime<Utc>)>> {
         let sql = "select id, class, due_at from runs where connection_id = $1 and state in ('queued', 'waiting')
+                and waiting_on is null
             order by class, due_at, id limit 1";
         let row: Option<(RunId, i64, DateTime<Utc>)> =
             read!(self, p => sqlx::query_as(sql).bind(connection).fetch_optional(p).await?);
         Ok(row.map(|(id, class, due)| (id, Class::from_number(class), due)))
+    }
+
+    /// The run of a connection that could be claimed before all its others, waiting on a quota or not.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn find_first_run(&self, connection: ConnectionId, now: DateTime<Utc>) -> Result<Option<RunId>> {
+        let sql = "select id from runs where connection_id = $1
+                and ((state in ('queued', 'waiting') and due_at <= $2) or (state = 'in_progress' and lease_until < $2))
+            order by class, due_at, id limit 1";
+        let row: Option<(RunId,)> =
+            read!(self, p => sqlx::query_as(sql).bind(connection).bind(now).fetch_optional(p).await?);
+        Ok(row.map(|(id,)| id))
     }
 
     /// Ends all leases: only for the one process that knows that no other works.

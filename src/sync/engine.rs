@@ -37,6 +37,8 @@ const STALE_TRIES: usize = 10;
 const UNAUTHORIZED_TRIES: u32 = 3;
 /// Parts looked up at a time; each is fetched and committed on its own.
 const PART_BATCH: i64 = 100;
+/// More parts than these are a history, not the news, and are fetched with what the others leave.
+const HEAD_PARTS: i64 = 50;
 /// After this time a part that was given up is asked for again, by the next run.
 const GIVEN_UP: Duration = Duration::from_secs(6 * 3600);
 /// Parts in a row that fail for want of a connection before the run is put back.
@@ -345,6 +347,9 @@ impl<'a> Work<'a> {
     }
 
     async fn read_window(&mut self, stream: &'static StreamSpec, mut window: Window) -> Result<(), Stop> {
+        if self.request.reconcile && window.purpose == Purpose::Reread {
+            window.position = None;
+        }
         // Absence counts only if the whole window was listed within one claim, nothing skipped.
         let whole = window.position.is_none() && self.request.offset == 0;
         let mut listed: HashSet<String> = HashSet::new();
@@ -661,7 +666,8 @@ impl<'a> Work<'a> {
     async fn read_parts(&mut self) -> Result<(), Stop> {
         let connection = self.claim.fence.connection;
         let (mut open, _) = self.engine.db.count_wanted(connection, self.engine.now()).await?;
-        if self.first_sync && open > 0 && self.gate.class() < Class::Backfill {
+        let many = self.first_sync || open > HEAD_PARTS;
+        if many && open > 0 && self.gate.class() < Class::Backfill {
             // Somebody waits for the list, and has it; years of details are not to use up what is kept for those who wait.
             self.gate.set_class(Class::Backfill);
         }

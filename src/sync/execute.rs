@@ -162,11 +162,9 @@ async fn settle(
         }
         Err(Stop::Quota(until)) => {
             telemetry::quota_wait(run.id, name, until);
-            // Not all at the same instant: a second is nothing after a quarter of an hour.
-            let due = until + chrono::Duration::milliseconds(rand::random_range(0..1000));
-            telemetry::run_put_back(run.id, name, "quota", due);
+            telemetry::run_put_back(run.id, name, "quota", until);
             let reason = format!("the quota of {} is spent until {}", setup.spec().title, until.format("%FT%TZ"));
-            (wait(due, &reason, Some(setup.quota_key()), false, &report), Some(due))
+            (wait(until, &reason, Some(setup.quota_key()), false, &report), Some(until))
         }
         Err(Stop::PartsLater(due)) => {
             telemetry::run_put_back(run.id, name, "retry", due);
@@ -196,6 +194,7 @@ async fn settle(
             }
         }
     };
+    let held = matches!(&settle, Settle::Wait { waiting_on: Some(_), .. });
     let state = match &settle {
         Settle::Final { state, .. } => Some(*state),
         _ => None,
@@ -214,7 +213,10 @@ async fn settle(
         Err(error) => return Err(error.into()),
     }
     if let Some(due) = put_back {
-        push(engine, run, due).await;
+        // Who waits on a quota is let go by the schedule: only as many as there are permits.
+        if !held {
+            push(engine, run, due).await;
+        }
         return Ok(Executed::PutBack(due));
     }
     engine.tell_last(run.id).await;

@@ -17,6 +17,7 @@ mod prepare;
 mod probe;
 mod project;
 mod rebuild;
+mod schedule;
 mod tokens;
 
 use std::collections::BTreeMap;
@@ -28,17 +29,18 @@ use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
 
 pub use accept::{Refused, app, check_support, connect_with_grant, parse_request, request_key, since_ms, submit};
-pub use events::{Event, EventLine, PartOutcome, part_outcomes};
 pub use connect::{
     ConnectError, Connected, PAGE_POLICY, Visit, begin_visit, connect_with_code, deauthorized, disconnect, end_visit,
     finish_visit, first_sync, is_same, keep_grants, prepare_visit, purge, result_page,
 };
+pub use events::{Event, EventLine, PartOutcome, part_outcomes};
 pub use execute::{Executed, execute, run_inline, sweep};
 pub use gaps::list_gaps;
 pub use import::{NewGrant, connect, import_plain_settings, only_user};
 pub use probe::{Probe, probe};
 pub use project::{Exporter, drain, erase_user, remove_erased};
 pub use rebuild::rebuild;
+pub use schedule::{default_schedule, find_silence, next_due, set_schedule, tick};
 pub use tokens::{TokenFailure, TokenStore};
 
 use crate::clock::Clock;

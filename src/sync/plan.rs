@@ -10,6 +10,8 @@ use crate::storage::{NewWindow, WindowRow};
 pub(crate) fn streams(spec: &'static ProviderSpec, request: &SyncRequest) -> Vec<&'static StreamSpec> {
     spec.streams
         .iter()
+        // The profile is read whole by every other run.
+        .filter(|stream| !(request.reconcile && stream.axis == Axis::None))
         .filter(|stream| match stream.data {
             DataPart::Profile => true,
             DataPart::Workouts => request.data_type != DataType::Daily,

@@ -44,6 +44,9 @@ const HELP: &[(&str, &str)] = &[
     ("wearsync_connections_total", "Connections made and ended, by what happened"),
     ("wearsync_grants_left_total", "Grants given back at providers, by outcome"),
     ("wearsync_quota_waits_total", "Times a run had to wait for a provider's quota"),
+    ("wearsync_schedule_begun_total", "Runs begun by the clock"),
+    ("wearsync_schedule_released_total", "Runs let go that waited on a quota"),
+    ("wearsync_silences_total", "Connections whose pushes stopped, or came again"),
     ("wearsync_files_total", "Entity files written"),
     ("wearsync_http_requests_total", "Requests answered, by route and status"),
     ("wearsync_redis_errors_total", "Calls to Redis that failed"),
@@ -249,6 +252,24 @@ pub fn quota_wait(run: RunId, provider: ProviderName, until: DateTime<Utc>) {
     counter!("wearsync_quota_waits_total", "provider" => provider.0).increment(1);
 }
 
+/// Runs were begun by the clock, and runs that waited on a quota were let go.
+pub fn schedule_step(provider: ProviderName, begun: u64, released: u64) {
+    debug!(%provider, begun, released, "schedule step");
+    counter!("wearsync_schedule_begun_total", "provider" => provider.0).increment(begun);
+    counter!("wearsync_schedule_released_total", "provider" => provider.0).increment(released);
+}
+
+/// A connection that used to be pushed fell quiet, or is no longer.
+pub fn connection_quiet(provider: ProviderName, connection: ConnectionId, quiet: bool) {
+    if quiet {
+        warn!(%provider, %connection, "the provider sends nothing any more about a connection; it is asked instead");
+    } else {
+        info!(%provider, %connection, "the provider sends again");
+    }
+    let what = if quiet { "fell_quiet" } else { "spoke" };
+    counter!("wearsync_silences_total", "provider" => provider.0, "what" => what).increment(1);
+}
+
 /// Entity files are written and on disk.
 pub fn file_batch(files: u64, seconds: f64) {
     debug!(files, seconds, "files written");
@@ -343,6 +364,9 @@ mod tests {
         grant_left(ACME.0, account, None);
         grant_left(ACME.0, account, Some(&"no answer".to_owned()));
         quota_wait(run, ACME, at);
+        schedule_step(ACME, 3, 1);
+        connection_quiet(ACME, ConnectionId::new(), true);
+        connection_quiet(ACME, ConnectionId::new(), false);
         file_batch(7, 0.01);
         http_request("GET", "/api/v1/tasks/{task_id}", 200, 0.004);
         http_request("BREW", "/", 500, 0.004);

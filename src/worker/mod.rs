@@ -18,6 +18,8 @@ use backend::{Job, Ready};
 const GRACE: Duration = Duration::from_secs(10);
 /// The database server's time is looked at this often.
 const FOLLOW: Duration = Duration::from_secs(30);
+/// Whether connections that used to be pushed fell quiet is looked at this often.
+const LISTEN: Duration = Duration::from_secs(60);
 /// What has outlived its use is dropped this often.
 const CLEAN_UP: Duration = Duration::from_secs(3600);
 /// Idle grants are looked for this often.
@@ -67,13 +69,23 @@ async fn handle(job: Job, engine: Data<Arc<Engine>>) -> Result<(), BoxDynError> 
     Ok(())
 }
 
-/// What has to be done now and then: the sweep, the files of other processes' runs, the clock, old rows.
+/// What has to be done now and then: the sweep, what is due by the clock, the files of other processes' runs, the clock, old rows.
 async fn keep(engine: Arc<Engine>) {
     let mut cleaned: Option<Instant> = None;
     let mut followed: Option<Instant> = None;
+    let mut listened: Option<Instant> = None;
     loop {
         if let Err(error) = sync::sweep(&engine).await {
             tracing::warn!(%error, "the sweep failed");
+        }
+        if let Err(error) = sync::tick(&engine).await {
+            tracing::warn!(%error, "nothing could be begun by the clock");
+        }
+        if listened.is_none_or(|at| at.elapsed() >= LISTEN) {
+            listened = Some(Instant::now());
+            if let Err(error) = sync::find_silence(&engine).await {
+                tracing::warn!(%error, "nobody could look for silence");
+            }
         }
         if let Err(error) = export_others(&engine).await {
             tracing::warn!(%error, "files could not be written");
@@ -86,6 +98,9 @@ async fn keep(engine: Arc<Engine>) {
         }
         if cleaned.is_none_or(|at| at.elapsed() >= CLEAN_UP) {
             cleaned = Some(Instant::now());
+            if let Err(error) = engine.db.add_missing_schedules(engine.clock.now()).await {
+                tracing::warn!(%error, "connections without a schedule could not be given one");
+            }
             if let Err(error) = engine.db.clean_up(engine.clock.now()).await {
                 tracing::warn!(%error, "old rows could not be dropped");
             }

@@ -9,6 +9,7 @@
 mod support;
 
 mod accepts;
+mod clock;
 mod connect;
 mod erase;
 mod kills;

@@ -13,6 +13,7 @@ mod manage;
 mod oracle;
 mod properties;
 mod quota;
+mod schedule;
 mod sql;
 mod storage;
 mod sync;

@@ -108,6 +108,8 @@ impl Place {
             ("WEARSYNC_PROVIDERS__STRAVA__AUTHORIZE_URL".to_owned(), format!("{simulator}/oauth/authorize")),
             ("WEARSYNC_PROVIDERS__STRAVA__TOKEN_URL".to_owned(), format!("{simulator}/oauth/token")),
             ("WEARSYNC_PROVIDERS__STRAVA__QUOTA".to_owned(), "off".to_owned()),
+            // Tests that want the clock to begin something say so.
+            ("WEARSYNC_SCHEDULE".to_owned(), "off".to_owned()),
             ("WEARSYNC_LOG".to_owned(), "warn".to_owned()),
         ]);
         // A small pool per process: many tests share one server.

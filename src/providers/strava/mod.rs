@@ -13,8 +13,8 @@ use async_trait::async_trait;
 use super::oauth::Owner;
 use super::{
     Api, Axis, ClientAuth, Coverage, DataPart, Dead, Deletes, FetchError, FetchedPage, FetchedPart, FileRule, Leave,
-    LiveSpec, NormalizeError, OAuthSpec, PageRequest, PartBody, PartSpec, Provider, ProviderSpec, Refetch, Scope,
-    ScopesTold, StreamSpec, WebhookKind, Wire,
+    LiveSpec, NormalizeError, OAuthSpec, PageRequest, PartBody, PartSpec, Provider, ProviderSpec, Refetch, Rhythm,
+    Scope, ScopesTold, StreamSpec, WebhookKind, Wire,
 };
 use crate::model::quota::{Quota, Reset};
 use crate::model::{Kind, Normalized, PartName, ProviderName, StreamName, UserId, series};
@@ -76,6 +76,13 @@ static SPEC: ProviderSpec = ProviderSpec {
         Quota { name: std::borrow::Cow::Borrowed("read-1d"), limit: 1000, reset: Reset::UtcDay },
     ],
     read_quotas: client::read_quotas,
+    rhythm: Rhythm {
+        // The profile, the page, one that repeats its last row, an empty one.
+        calls: 4,
+        reconcile_days: 90,
+        // Who trains every other day is never quiet.
+        quiet_after_s: 2 * 86_400,
+    },
     streams: &[
         StreamSpec {
             name: StreamName("athlete"),
