@@ -51,6 +51,8 @@ const SETTINGS: &[&str] = &[
     "page_timeout",
     "schedule",
     "reconcile_share",
+    "delivery_bodies_kept",
+    "deliveries_kept",
     "on_deauthorize",
     "export_touch",
     "export_flat",
@@ -73,6 +75,7 @@ const PROVIDER_SETTINGS: &[&str] = &[
     "authorize_url",
     "token_url",
     "revoke_url",
+    "webhook_signature",
 ];
 
 /// Variables without our prefix, and the settings they are.
@@ -134,6 +137,10 @@ pub struct Config {
     pub schedule: Schedule,
     /// Per cent of each quota window that the daily sweep over what is stored may use; 0 for no sweep.
     pub reconcile_share: u64,
+    /// How long the body of a delivery is kept after it was done.
+    pub delivery_bodies_kept: Duration,
+    /// How long deliveries are kept, done or not.
+    pub deliveries_kept: Duration,
     /// What happens to stored data when a grant is taken back.
     pub on_deauthorize: OnDeauthorize,
     /// When summaries are written.
@@ -181,6 +188,8 @@ pub struct ProviderConfig {
     pub token_url: Option<String>,
     /// Where grants are given back.
     pub revoke_url: Option<String>,
+    /// Whether deliveries need a signature where the provider does not promise one.
+    pub webhook_signature: bool,
 }
 
 /// Which database.
@@ -511,6 +520,8 @@ impl Reader {
             page_timeout: self.duration("page_timeout"),
             schedule: self.schedule("schedule").unwrap_or(Schedule::Off),
             reconcile_share: self.number("reconcile_share"),
+            delivery_bodies_kept: self.duration("delivery_bodies_kept"),
+            deliveries_kept: self.duration("deliveries_kept"),
             on_deauthorize: self
                 .choice("on_deauthorize", &[("keep", OnDeauthorize::Keep), ("delete", OnDeauthorize::Delete)]),
             export_touch: self
@@ -665,6 +676,7 @@ impl Reader {
             authorize_url: self.http_url(&name("authorize_url")),
             token_url: self.http_url(&name("token_url")),
             revoke_url: self.http_url(&name("revoke_url")),
+            webhook_signature: self.text(&name("webhook_signature")).is_some() && self.flag(&name("webhook_signature")),
         }
     }
 

@@ -121,14 +121,7 @@ impl Vault {
     /// Seals for one purpose and owner; the same `aad` opens it.
     #[must_use]
     pub fn seal(&self, aad: &[u8], plain: &SecretString) -> Vec<u8> {
-        let Some(key) = self.keys.first() else { unreachable!("a vault has a key") };
-        let mut nonce = [0; NONCE];
-        rand::rng().fill_bytes(&mut nonce);
-        let payload = Payload { msg: plain.expose_secret().as_bytes(), aad: &[&key.id, aad].concat() };
-        let Ok(body) = key.cipher.encrypt(&XNonce::from(nonce), payload) else {
-            unreachable!("only a text of more than 256 GiB is refused")
-        };
-        [&key.id[..], &nonce, &body].concat()
+        self.seal_bytes(aad, plain.expose_secret().as_bytes())
     }
 
     /// The reverse of [`Vault::seal`].
@@ -136,12 +129,43 @@ impl Vault {
     /// # Errors
     /// [`VaultError::MissingKey`] or [`VaultError::Altered`].
     pub fn open(&self, aad: &[u8], sealed: &[u8]) -> Result<SecretString, VaultError> {
+        String::from_utf8(self.open_bytes(aad, sealed)?).map(SecretString::from).map_err(|_| VaultError::Altered)
+    }
+
+    /// The same for bytes of any kind.
+    #[must_use]
+    pub fn seal_bytes(&self, aad: &[u8], plain: &[u8]) -> Vec<u8> {
+        let Some(key) = self.keys.first() else { unreachable!("a vault has a key") };
+        let mut nonce = [0; NONCE];
+        rand::rng().fill_bytes(&mut nonce);
+        let payload = Payload { msg: plain, aad: &[&key.id, aad].concat() };
+        let Ok(body) = key.cipher.encrypt(&XNonce::from(nonce), payload) else {
+            unreachable!("only a text of more than 256 GiB is refused")
+        };
+        [&key.id[..], &nonce, &body].concat()
+    }
+
+    /// The reverse of [`Vault::seal_bytes`].
+    ///
+    /// # Errors
+    /// [`VaultError::MissingKey`] or [`VaultError::Altered`].
+    pub fn open_bytes(&self, aad: &[u8], sealed: &[u8]) -> Result<Vec<u8>, VaultError> {
         let (id, rest) = sealed.split_first_chunk::<ID>().ok_or(VaultError::Altered)?;
         let (nonce, body) = rest.split_first_chunk::<NONCE>().ok_or(VaultError::Altered)?;
         let key = self.keys.iter().find(|key| key.id == *id).ok_or_else(|| VaultError::MissingKey { id: hex(id) })?;
         let payload = Payload { msg: body, aad: &[id, aad].concat() };
-        let plain = key.cipher.decrypt(&XNonce::from(*nonce), payload).map_err(|_| VaultError::Altered)?;
-        String::from_utf8(plain).map(SecretString::from).map_err(|_| VaultError::Altered)
+        key.cipher.decrypt(&XNonce::from(*nonce), payload).map_err(|_| VaultError::Altered)
+    }
+
+    /// Texts that nobody without the keys can guess, the same each time for one purpose: one per key, the newest first.
+    /// 32 characters of base64url.
+    #[must_use]
+    pub fn derive(&self, purpose: &str) -> Vec<String> {
+        let derive = |key: &Key| {
+            let digest = key.signer("token").chain_update(purpose).finalize().into_bytes();
+            URL_SAFE_NO_PAD.encode(&digest[..24])
+        };
+        self.keys.iter().map(derive).collect()
     }
 
     /// HMAC-SHA256 of a message, with a key of this purpose alone.
@@ -346,6 +370,16 @@ mod tests {
             assert!(vault.open(b"x", &bad).is_err(), "byte {at}");
             assert!(vault.open(b"x", &sealed[..at]).is_err(), "cut at {at}");
         }
+    }
+
+    #[test]
+    fn what_is_derived_depends_on_key_and_purpose() {
+        let both = Vault::new(&key(2), &[key(1)]).unwrap();
+        let tokens = both.derive("webhook:a");
+        assert_eq!(tokens, both.derive("webhook:a"));
+        assert_eq!(tokens[1], Vault::new(&key(1), &[]).unwrap().derive("webhook:a")[0]);
+        assert!(tokens[0] != tokens[1] && both.derive("webhook:b").iter().all(|token| !tokens.contains(token)));
+        assert_eq!(tokens[0].len(), 32);
     }
 
     #[test]

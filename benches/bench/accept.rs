@@ -25,7 +25,7 @@ use crate::table::{Table, Target};
 
 const KEY: &str = "ws_benchmark";
 /// Users to spread requests over.
-const USERS: u32 = 500;
+pub(crate) const USERS: u32 = 500;
 
 const FIND_ACCESS: &str = include_str!("../../src/storage/connections.rs");
 const INSERT_RUN: &str = include_str!("../../src/storage/runs.rs");
@@ -56,7 +56,7 @@ async fn postgres(size: Size, table: &mut Table) {
         }
     }
     server.stop().await;
-    match pgbench(&place, size.of(4, 1)) {
+    match accepts(&place, size.of(4, 1)) {
         Ok(rate) => {
             table.add("accept: pgbench, the same statements, 64 clients", rate, "/s", Target::None);
             table.add("accept: ratio to pgbench at 64", rate_64 / rate, "", Target::AtLeast(0.5));
@@ -74,13 +74,25 @@ async fn sqlite(size: Size, table: &mut Table) {
     let load = server.load(64, time).await;
     load.tell("accept, SQLite, 64 connections", table, Target::None);
     server.stop().await;
-    let rate = grouped_inserts(&place, time).await;
+    let clock = wearsync::clock::Clock::system();
+    let sql = statement(INSERT_RUN, "insert into runs");
+    let rate = grouped(&place, time, &sql, |sql, n| {
+        sqlx::query(sql)
+            .bind(uuid::Uuid::now_v7())
+            .bind(user(n))
+            .bind(0_i64)
+            .bind("pull")
+            .bind("{\"data_type\":\"all\",\"since_ms\":1000000000000}")
+            .bind(format!("{n:032x}"))
+            .bind(clock.now())
+    })
+    .await;
     table.add("accept: SQLite inserts in groups of 64 without HTTP", rate, "/s", Target::None);
     table.add("accept: ratio to these inserts", load.rate() / rate, "", Target::AtLeast(0.5));
 }
 
 /// Schema, one key, and users with a connection each; ids are numbers, so that pgbench can name them.
-async fn prepare(place: &Place) {
+pub(crate) async fn prepare(place: &Place) {
     let db = place.db().await;
     db.migrate().await.expect("migrates");
     let key = NewApiKey {
@@ -126,7 +138,7 @@ async fn prepare(place: &Place) {
     }
 }
 
-fn sqlite_url(place: &Place) -> String {
+pub(crate) fn sqlite_url(place: &Place) -> String {
     format!("sqlite:{}", place.data_dir().join("state/wearsync.db").display())
 }
 
@@ -261,18 +273,20 @@ async fn redis_calls(place: &Place) -> u64 {
 }
 
 /// A statement as it stands in a source: from its first words to the closing quote.
-fn statement(source: &str, first: &str) -> String {
+pub(crate) fn statement(source: &str, first: &str) -> String {
     let from = source.find(first).expect("the statement is still there");
     let end = source[from..].find("\";").expect("it ends");
     source[from..from + end].to_owned()
 }
 
-/// Transactions a second of pgbench with both statements of an accept, 64 clients.
-fn pgbench(place: &Place, seconds: u32) -> Result<f64, String> {
-    let fill = |text: String, values: &[&str]| {
-        let filled = values.iter().enumerate().rev().fold(text, |text, (i, v)| text.replace(&format!("${}", i + 1), v));
-        filled.split_whitespace().collect::<Vec<_>>().join(" ")
-    };
+/// A statement with these values in the place of its parameters, on one line.
+pub(crate) fn fill(text: String, values: &[&str]) -> String {
+    let filled = values.iter().enumerate().rev().fold(text, |text, (i, v)| text.replace(&format!("${}", i + 1), v));
+    filled.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Transactions a second of pgbench with both statements of an accept.
+fn accepts(place: &Place, seconds: u32) -> Result<f64, String> {
     let hash: String = vault::hash_secret(KEY).iter().map(|byte| format!("{byte:02x}")).collect();
     let hash = format!("'\\x{hash}'::bytea");
     let user = "lpad(to_hex((:u)::bigint), 32, '0')::uuid";
@@ -284,9 +298,13 @@ fn pgbench(place: &Place, seconds: u32) -> Result<f64, String> {
     let key = "md5(random()::text || clock_timestamp()::text)";
     let insert =
         fill(statement(INSERT_RUN, "insert into runs"), &[id, user, "0", "'pull'", request, key, "clock_timestamp()"]);
-    let script = place.dir.path().join("accept.sql");
-    std::fs::write(&script, format!("\\set u random(1, {USERS})\n{access};\n{insert};\n")).expect("writes");
+    pgbench(place, &format!("\\set u random(1, {USERS})\n{access};\n{insert};\n"), seconds)
+}
 
+/// Transactions a second of pgbench with this script, 64 clients.
+pub(crate) fn pgbench(place: &Place, text: &str, seconds: u32) -> Result<f64, String> {
+    let script = place.dir.path().join("pgbench.sql");
+    std::fs::write(&script, text).expect("writes");
     let url = url::Url::parse(&place.database).expect("an address");
     let program = programs("pgbench").ok_or("it is not installed")?;
     let output = Command::new(program)
@@ -313,29 +331,21 @@ fn programs(name: &str) -> Option<PathBuf> {
     folders.map(|folder| folder.join(name)).find(|file| file.is_file())
 }
 
-/// The insert of an accept, 64 to a transaction, each transaction on disk before the next: nothing else.
-async fn grouped_inserts(place: &Place, time: Duration) -> f64 {
+/// An insert, 64 to a transaction, each transaction on disk before the next: nothing else.
+pub(crate) async fn grouped<'q>(
+    place: &Place,
+    time: Duration,
+    sql: &'q str,
+    bind: impl Fn(&'q str, u32) -> sqlx::query::Query<'q, sqlx::Sqlite, sqlx::sqlite::SqliteArguments<'q>>,
+) -> f64 {
     let mut own = sqlx::SqliteConnection::connect(&sqlite_url(place)).await.expect("connects");
     own.execute("pragma journal_mode = wal; pragma synchronous = full; pragma foreign_keys = on").await.expect("set");
-    let sql = statement(INSERT_RUN, "insert into runs");
-    let request = "{\"data_type\":\"all\",\"since_ms\":1000000000000}";
-    let clock = wearsync::clock::Clock::system();
     let (begun, mut n) = (Instant::now(), 0_u32);
     while begun.elapsed() < time {
         let mut tx = own.begin_with("BEGIN IMMEDIATE").await.expect("begins");
         for _ in 0..64 {
             n += 1;
-            sqlx::query(sql.as_str())
-                .bind(uuid::Uuid::now_v7())
-                .bind(user(n))
-                .bind(0_i64)
-                .bind("pull")
-                .bind(request)
-                .bind(format!("{n:032x}"))
-                .bind(clock.now())
-                .fetch_optional(&mut *tx)
-                .await
-                .expect("inserts");
+            bind(sql, n).execute(&mut *tx).await.expect("inserts");
         }
         tx.commit().await.expect("commits");
     }

@@ -1,4 +1,5 @@
-//! The figures of `docs/benchmarks.md`: `just bench [--quick] [accept|sync|streams|samples|memory|watch|schedule …]`.
+//! The figures of `docs/benchmarks.md`:
+//! `just bench [--quick] [accept|receive|sync|streams|samples|memory|watch|schedule …]`.
 //!
 //! One table of measured values, each against its target and, where the target is a ratio, against its reference in the
 //! same run. Nothing here fails for being slow: a machine's speed is no property of the code.
@@ -9,6 +10,7 @@ mod support;
 mod accept;
 mod machine;
 mod memory;
+mod receive;
 mod rig;
 mod samples;
 mod schedule;
@@ -36,7 +38,7 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     let size = Size { quick: words.iter().any(|word| word == "--quick") };
     let asked: Vec<&str> = words.iter().map(String::as_str).filter(|word| !word.starts_with("--")).collect();
-    let known = ["accept", "sync", "streams", "samples", "memory", "watch", "schedule"];
+    let known = ["accept", "receive", "sync", "streams", "samples", "memory", "watch", "schedule"];
     if let Some(word) = asked.iter().find(|word| !known.contains(word)) {
         eprintln!("there is no benchmark `{word}`; there are {}", known.join(", "));
         std::process::exit(2);
@@ -48,6 +50,7 @@ fn main() {
         runtime.block_on(async {
             match name {
                 "accept" => accept::run(size, &mut table).await,
+                "receive" => receive::run(size, &mut table).await,
                 "sync" => sync::activities(size, &mut table).await,
                 "streams" => sync::streams(size, &mut table).await,
                 "samples" => samples::run(size, &mut table).await,

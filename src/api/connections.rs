@@ -269,7 +269,10 @@ pub(super) async fn delete_connection(
     path: axum::extract::RawPathParams,
 ) -> Result<axum::http::StatusCode, Error> {
     let (user, provider) = named(&app, &path)?;
-    let ended = sync::disconnect(&app.state.engine, user, provider).await?;
+    // A task of its own: what was begun is finished, and the provider told, though whoever asked has left.
+    let engine = app.state.engine.clone();
+    let ended = tokio::spawn(async move { sync::disconnect(&engine, user, provider).await }).await;
+    let ended = ended.map_err(|_| Error::Internal)??;
     ended.map(|_| axum::http::StatusCode::NO_CONTENT).ok_or_else(|| no_connection_of(user))
 }
 
@@ -297,7 +300,7 @@ pub(super) async fn delete_connection_data(
     path: axum::extract::RawPathParams,
 ) -> Result<axum::http::StatusCode, Error> {
     let (user, provider) = named(&app, &path)?;
-    // A task of its own: a long one is finished though the answer came too late for whoever asked.
+    // As above; and a long one takes longer than an answer may.
     let engine = app.state.engine.clone();
     let ended = tokio::spawn(async move { sync::purge(&engine, user, provider).await }).await;
     let ended = ended.map_err(|_| Error::Internal)??;

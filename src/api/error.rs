@@ -43,6 +43,14 @@ pub(super) enum Error {
     Unavailable,
     /// Answering took too long.
     TimedOut,
+    /// A webhook's sender may be anybody.
+    Untrusted,
+    /// A webhook's validation shows a wrong token; the mirrored API's text.
+    WrongToken(&'static str),
+    /// The provider has no such interface.
+    NotOffered(String),
+    /// The provider said no, or nothing.
+    ProviderFailed(String),
     /// Our fault; the log knows more.
     Internal,
 }
@@ -73,14 +81,15 @@ impl Error {
     pub(super) fn status(&self) -> StatusCode {
         match self {
             Self::Invalid(_) | Self::NotSetUp { .. } => StatusCode::BAD_REQUEST,
-            Self::Unauthorized { .. } | Self::BadToken { .. } => StatusCode::UNAUTHORIZED,
-            Self::Forbidden { .. } => StatusCode::FORBIDDEN,
+            Self::Unauthorized { .. } | Self::BadToken { .. } | Self::Untrusted => StatusCode::UNAUTHORIZED,
+            Self::Forbidden { .. } | Self::WrongToken(_) => StatusCode::FORBIDDEN,
             Self::NotFound { .. } | Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Conflict { .. } => StatusCode::CONFLICT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Internal | Self::Provider { .. } => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::Unsupported(_) => StatusCode::NOT_IMPLEMENTED,
+            Self::Unsupported(_) | Self::NotOffered(_) => StatusCode::NOT_IMPLEMENTED,
+            Self::ProviderFailed(_) => StatusCode::BAD_GATEWAY,
             Self::Unavailable | Self::TimedOut => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -97,7 +106,10 @@ impl Error {
             Self::Method => "method_not_allowed",
             Self::TooLarge => "body_too_large",
             Self::Internal => "internal_error",
-            Self::Unsupported(_) => "unsupported",
+            Self::Unsupported(_) | Self::NotOffered(_) => "unsupported",
+            Self::Untrusted => "invalid_signature",
+            Self::WrongToken(_) => "wrong_token",
+            Self::ProviderFailed(_) => "provider_failed",
             Self::Unavailable => "database_unavailable",
             Self::TimedOut => "timed_out",
         }
@@ -113,6 +125,9 @@ impl Error {
             }
             Self::Forbidden { scope } => format!("API key lacks the scope '{scope}'"),
             Self::Invalid(detail) | Self::NotFound { detail, .. } | Self::Unsupported(detail) => detail.clone(),
+            Self::NotOffered(detail) | Self::ProviderFailed(detail) => detail.clone(),
+            Self::Untrusted => "Invalid webhook signature".to_owned(),
+            Self::WrongToken(detail) => (*detail).to_owned(),
             Self::TooLarge => "Request body is larger than 1 MiB".to_owned(),
             Self::NoRoute => "Not Found".to_owned(),
             Self::Method => "Method Not Allowed".to_owned(),
@@ -133,6 +148,7 @@ impl Error {
             Self::Conflict { .. } | Self::Invalid(_) | Self::TooLarge | Self::Method => None,
             Self::NotSetUp { .. } => Some("set the client id and secret of your application there, then start again"),
             Self::Provider { .. } => Some("connect again in a moment"),
+            Self::Untrusted | Self::WrongToken(_) | Self::NotOffered(_) | Self::ProviderFailed(_) => None,
             Self::NoRoute => Some("/docs lists all paths"),
             Self::Unsupported(_) => Some("ask for a data_type that this provider has, or for all"),
             Self::Unavailable | Self::TimedOut => Some("nothing is lost that was accepted; try again"),
@@ -266,6 +282,10 @@ pub(super) fn no_user() -> Error {
 
 /// An entity that is not there; the mirrored API's text.
 pub(super) fn missing(what: &str, id: uuid::Uuid) -> Error {
-    let code = if what == "User" { "unknown_user" } else { "unknown_task" };
+    let code = match what {
+        "User" => "unknown_user",
+        "Delivery" => "unknown_delivery",
+        _ => "unknown_task",
+    };
     Error::NotFound { detail: format!("{what} with ID: {id} not found."), code, hint: None }
 }

@@ -7,6 +7,7 @@
 mod applications;
 mod auth;
 mod connections;
+mod deliveries;
 mod error;
 mod extract;
 mod historical;
@@ -21,6 +22,7 @@ mod tasks;
 mod token;
 mod users;
 mod watch;
+mod webhooks;
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -124,6 +126,16 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(oauth::show_oauth_success))
         .routes(routes!(oauth::show_oauth_error))
         .routes(routes!(schedule::get_schedule, schedule::set_schedule))
+        .routes(routes!(webhooks::receive_webhook, webhooks::verify_webhook))
+        .routes(routes!(webhooks::receive_webhook_by_token, webhooks::verify_webhook_by_token))
+        .routes(routes!(webhooks::list_subscriptions, webhooks::create_subscription))
+        .routes(routes!(webhooks::renew_subscriptions))
+        .routes(routes!(webhooks::get_subscription, webhooks::update_subscription, webhooks::delete_subscription))
+        .routes(routes!(webhooks::receive_strava_webhook, webhooks::verify_strava_webhook))
+        .routes(routes!(webhooks::get_strava_webhook_health))
+        .routes(routes!(deliveries::list_deliveries))
+        .routes(routes!(deliveries::get_delivery))
+        .routes(routes!(deliveries::replay_delivery))
         .routes(routes!(service::get_root))
         .routes(routes!(service::get_liveness))
         .routes(routes!(service::get_readiness))
@@ -155,6 +167,16 @@ pub fn router(state: ApiState) -> Router {
     let router = router
         // The seed's own form, as it is written there. Served, not listed.
         .route("/{provider}/users/{user_id}/sync", post(sync::sync_user_data))
+        // Older paths still, with and without the token at their end.
+        .route("/api/v1/strava/webhook", post(webhooks::receive_strava_webhook).get(webhooks::verify_strava_webhook))
+        .route(
+            "/api/v1/strava/webhook/{token}",
+            post(webhooks::receive_strava_webhook).get(webhooks::verify_strava_webhook),
+        )
+        .route(
+            "/api/v1/strava/webhooks/{token}",
+            post(webhooks::receive_strava_webhook).get(webhooks::verify_strava_webhook),
+        )
         .with_state(app.clone())
         .merge(docs)
         .fallback(no_route)
@@ -203,7 +225,10 @@ async fn outermost(State(app): State<Arc<App>>, request: Request, next: Next) ->
     let route = route.unwrap_or_else(|| "unknown".to_owned());
     let limit = if route.ends_with("/sync") { TIME_LIMIT + app.state.engine.config.inline_timeout } else { TIME_LIMIT };
 
-    let mut response = if announces_too_much(request.headers()) {
+    // Providers may send more than people; the handler knows how much.
+    let room = if route.contains("/webhook") { webhooks::body_limit() } else { BODY_LIMIT };
+
+    let mut response = if announces_too_much(request.headers(), room) {
         Error::TooLarge.into_response()
     } else {
         match AssertUnwindSafe(tokio::time::timeout(limit, next.run(request))).catch_unwind().await {
@@ -249,9 +274,9 @@ fn request_id(headers: &HeaderMap) -> String {
 }
 
 /// Refuses a large body before it is read, also on paths that read none.
-fn announces_too_much(headers: &HeaderMap) -> bool {
+fn announces_too_much(headers: &HeaderMap, room: usize) -> bool {
     let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    length.is_some_and(|length| length > BODY_LIMIT as u64)
+    length.is_some_and(|length| length > room as u64)
 }
 
 #[cfg(test)]

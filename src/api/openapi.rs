@@ -38,6 +38,7 @@ use crate::providers;
         (name = "applications", description = "Which programs may give out tokens for users"),
         (name = "providers", description = "What can be connected, and what it tells"),
         (name = "oauth", description = "Connecting in a browser"),
+        (name = "provider webhooks", description = "What providers send by themselves"),
         (name = "service", description = "The service itself"),
     ),
     components(schemas(super::error::Body, super::sync::SyncQueued, super::sync::SyncDone)),

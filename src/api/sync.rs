@@ -350,6 +350,8 @@ fn read_query(spec: &ProviderSpec, query: &str) -> Result<(SyncRequest, bool), E
         zones: takes("zones", zones, has_part("zones")),
         route: takes("route", route, has_part("route")),
         reconcile: false,
+        items: Vec::new(),
+        check_grant: false,
         rebuild: false,
         ignored,
     };

@@ -173,7 +173,7 @@ async fn a_queued_sync_is_a_row_and_answered_as_documented_on_all_paths() {
         tasks.push(run.id);
     }
     assert_eq!((tasks[1], tasks[2]), (tasks[0], tasks[0]), "the same sync asked for twice is one task");
-    assert_eq!(api.engine.shared.pop(NOW).await.unwrap(), Some(tasks[0]));
+    assert_eq!(api.engine.shared.pop(NOW).await.unwrap(), Some(tasks[0].into()));
 }
 
 #[tokio::test]

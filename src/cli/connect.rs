@@ -75,10 +75,9 @@ pub(crate) async fn run(session: &Session, arguments: Connect) -> Outcome {
     let engine = &app.engine;
     let title = find_provider(engine, &arguments.provider)?.spec().title;
     let visit = sync::prepare_visit(find_provider(engine, &arguments.provider)?, &callback_url)?;
-    let user = match (&arguments.whose.user, sync::only_user(engine).await?) {
-        (None, Some(only)) => only.id,
-        _ => arguments.whose.find(&engine.db).await?.id,
-    };
+    // Whoever is the first here is made a user when it is known that they agree.
+    let first = arguments.whose.user.is_none() && engine.db.count_users().await? == 0;
+    let user = if first { None } else { Some(arguments.whose.find(&engine.db).await?.id) };
     let (life, queues) = (engine.config.oauth_state_life, engine.config.sync_on_connect);
     app.close().await;
     drop(app);
@@ -178,7 +177,7 @@ type Task = Option<RunId>;
 async fn finish(
     session: &Session,
     arguments: &Connect,
-    user: UserId,
+    user: Option<UserId>,
     queues: bool,
     code: &Code,
     scope: Option<&str>,
@@ -186,6 +185,10 @@ async fn finish(
     let app = session.open().await?;
     let engine: &Engine = &app.engine;
     let setup = find_provider(engine, &arguments.provider)?;
+    let user = match user {
+        Some(user) => user,
+        None => sync::only_user(engine).await?.ok_or_else(|| usage("somebody made users meanwhile: start again"))?.id,
+    };
     let connected = connect(engine, setup, user, code, scope).await;
     let done = match connected {
         Ok(connected) if queues => {

@@ -226,6 +226,7 @@ async fn check_providers(checks: &mut Checks, engine: &Engine) {
             continue;
         }
         check_reachable(checks, engine, setup).await;
+        check_webhooks(checks, engine, setup).await;
         if mine.is_empty() {
             checks.add(Grade::Warning, name, "nobody is connected: `wearsync connections add` connects a user");
         }
@@ -234,6 +235,23 @@ async fn check_providers(checks: &mut Checks, engine: &Engine) {
         }
         check_quota(checks, engine, setup).await;
         check_schedule(checks, engine, setup).await;
+    }
+}
+
+/// Whether its events come in; without them, polling finds everything, later.
+async fn check_webhooks(checks: &mut Checks, engine: &Engine, setup: &ProviderSetup) {
+    let (spec, Ok(app)) = (setup.spec(), sync::app(setup)) else { return };
+    if spec.webhooks.is_none_or(|webhooks| webhooks.subscriptions.is_none()) {
+        return;
+    }
+    let name = spec.name.0;
+    match engine.db.list_subscriptions(name, &app.client_id).await {
+        Ok(rows) if rows.is_empty() => {
+            let detail = format!("no webhooks: `wearsync subscriptions create {name} --url https://…` has them sent");
+            checks.add(Grade::Ok, name, detail);
+        }
+        Ok(rows) => checks.add(Grade::Ok, name, format!("webhooks: subscription {}", rows[0].external_id)),
+        Err(error) => checks.add(Grade::Broken, name, exit::words(&error.into())),
     }
 }
 

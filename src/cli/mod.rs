@@ -5,6 +5,7 @@
 
 mod connect;
 mod connections;
+mod deliveries;
 #[cfg(feature = "simulator")]
 mod demo;
 mod developers;
@@ -22,6 +23,7 @@ mod serve;
 mod signals;
 #[cfg(feature = "simulator")]
 mod simulator;
+mod subscriptions;
 mod sync;
 mod users;
 mod watch;
@@ -90,6 +92,12 @@ enum Command {
     /// When a connection is read without anybody asking
     #[command(subcommand)]
     Schedule(schedule::Command),
+    /// What a provider is asked to send by itself
+    #[command(subcommand)]
+    Subscriptions(subscriptions::Command),
+    /// What providers sent by themselves, and what became of it
+    #[command(subcommand)]
+    Deliveries(deliveries::Command),
     /// What was synced, and what is waiting
     #[command(subcommand)]
     Runs(runs::Command),
@@ -149,6 +157,8 @@ async fn run(cli: Cli) -> Outcome {
         Command::Developers(command) => developers::run(&session, command).await,
         Command::Connections(command) => connections::run(&session, command).await,
         Command::Schedule(command) => schedule::run(&session, command).await,
+        Command::Subscriptions(command) => subscriptions::run(&session, command).await,
+        Command::Deliveries(command) => deliveries::run(&session, command).await,
         Command::Runs(command) => runs::run(&session, command).await,
         Command::Watch(watch) => watch::run(&session, watch).await,
         Command::Gaps(gaps) => gaps::run(&session, gaps).await,

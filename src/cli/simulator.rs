@@ -82,6 +82,18 @@ pub(crate) struct Simulator {
     /// Refuse visits and codes without PKCE
     #[arg(long)]
     require_pkce: bool,
+    /// Events of push subscriptions carry a signature
+    #[arg(long)]
+    sign_events: bool,
+    /// Share of events that are sent twice, 0 to 1
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE", value_parser = parse_share)]
+    duplicate_events: f64,
+    /// Share of events that later ones overtake, 0 to 1
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE", value_parser = parse_share)]
+    late_events: f64,
+    /// Between two tries of one event, milliseconds
+    #[arg(long, default_value_t = 1000, value_name = "MS")]
+    event_retry_ms: u64,
     /// What goes wrong, as name[@endpoint]=share or 1/n, then :value and *times: 429=0.02, cut@list=1/3*2 (again for more)
     #[arg(long = "fault", value_name = "FAULT", value_parser = parse_fault)]
     faults: Vec<Fault>,
@@ -115,6 +127,10 @@ impl From<Simulator> for Options {
             unticked_scopes: given.unticked_scopes,
             require_pkce: given.require_pkce,
             code_settles_ms: defaults.code_settles_ms,
+            sign_events: given.sign_events,
+            duplicate_events: given.duplicate_events,
+            late_events: given.late_events,
+            event_retry_ms: given.event_retry_ms,
             faults: given.faults,
         }
     }

@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 
 use super::{Fanout, Taken, lock, restored};
 use crate::model::quota::{self, Decision, Quota, Seen, Window};
-use crate::model::{AccountId, Class, RunId, UserId};
+use crate::model::{AccountId, Class, Job, UserId};
 
 /// See [`super::Coordination`] for what its functions promise.
 #[derive(Clone, Debug, Default)]
@@ -26,8 +26,8 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct Ready {
-    order: BTreeSet<(Class, i64, RunId)>,
-    places: HashMap<RunId, (Class, i64)>,
+    order: BTreeSet<(Class, i64, Job)>,
+    places: HashMap<Job, (Class, i64)>,
 }
 
 #[derive(Debug)]
@@ -38,19 +38,21 @@ struct Token {
 }
 
 impl Local {
-    pub(super) fn push(&self, id: RunId, class: Class, due_ms: i64) {
+    pub(super) fn push(&self, job: Job, class: Class, due_ms: i64) {
         let mut ready = lock(&self.0.ready);
-        if let Some((class, due_ms)) = ready.places.insert(id, (class, due_ms)) {
-            ready.order.remove(&(class, due_ms, id));
+        if let Some((class, due_ms)) = ready.places.insert(job, (class, due_ms)) {
+            ready.order.remove(&(class, due_ms, job));
         }
-        ready.order.insert((class, due_ms, id));
+        ready.order.insert((class, due_ms, job));
         drop(ready);
         self.0.notify.notify_one();
     }
 
-    pub(super) fn pop(&self, now_ms: i64) -> Option<RunId> {
+    pub(super) fn pop(&self, now_ms: i64) -> Option<Job> {
+        // The least of all jobs of a class.
+        let least = Job::Run(crate::model::RunId(uuid::Uuid::nil()));
         let mut ready = lock(&self.0.ready);
-        let first = |class: Class| ready.order.range((class, i64::MIN, RunId(uuid::Uuid::nil()))..).next().copied();
+        let first = |class: Class| ready.order.range((class, i64::MIN, least)..).next().copied();
         let found = Class::ALL
             .into_iter()
             .find_map(|class| first(class).filter(|(c, due, _)| *c == class && *due <= now_ms))?;

@@ -20,7 +20,7 @@ pub use redis::Shared;
 
 use crate::config::SecretUrl;
 use crate::model::quota::{self, Quota, Seen, Window};
-use crate::model::{AccountId, Class, RunId, UserId};
+use crate::model::{AccountId, Class, Job, UserId};
 
 /// Events that wait for one slow reader. Few: room for all of them is taken for each user who is listened to.
 const EVENTS_KEPT: usize = 16;
@@ -71,25 +71,26 @@ impl Coordination {
         Shared::new(url.expose(), prefix).map(Self::Redis)
     }
 
-    /// Puts a run on the ready list, due at `due_ms`. Again: it moves.
+    /// Puts a run or a delivery on the ready list, due at `due_ms`. Again: it moves.
     ///
     /// # Errors
-    /// Redis is away; the sweep finds the run.
-    pub async fn push(&self, id: RunId, class: Class, due_ms: i64) -> Result<(), Error> {
+    /// Redis is away; the sweep finds it.
+    pub async fn push(&self, job: impl Into<Job>, class: Class, due_ms: i64) -> Result<(), Error> {
+        let job = job.into();
         match self {
             Self::Local(local) => {
-                local.push(id, class, due_ms);
+                local.push(job, class, due_ms);
                 Ok(())
             }
-            Self::Redis(shared) => shared.push(id, class, due_ms).await,
+            Self::Redis(shared) => shared.push(job, class, due_ms).await,
         }
     }
 
-    /// Takes the most urgent run that is due: lowest class, then due, then id. Each push is answered at most once.
+    /// Takes the most urgent job that is due: lowest class, then due, then id. Each push is answered at most once.
     ///
     /// # Errors
     /// Redis is away.
-    pub async fn pop(&self, now_ms: i64) -> Result<Option<RunId>, Error> {
+    pub async fn pop(&self, now_ms: i64) -> Result<Option<Job>, Error> {
         match self {
             Self::Local(local) => Ok(local.pop(now_ms)),
             Self::Redis(shared) => shared.pop(now_ms).await,

@@ -4,7 +4,7 @@
 //!
 //! | Key | What |
 //! |---|---|
-//! | `{prefix}:ready:0` … `:3` | sorted set per class: run id by due time (ms) |
+//! | `{prefix}:ready:0` … `:3` | sorted set per class: run id, or `delivery:` and id, by due time (ms) |
 //! | `{prefix}:quota:<key>` | hash: `<quota>/used`, `/limit`, `/resets` |
 //! | `{prefix}:token:<account>` | hash: `version`, `sealed`, `expires`; ends with the token |
 //!
@@ -27,7 +27,7 @@ use uuid::Uuid;
 
 use super::{Error, Fanout, Taken};
 use crate::model::quota::{Quota, Seen, Window};
-use crate::model::{AccountId, Class, RunId, UserId};
+use crate::model::{AccountId, Class, Job, UserId};
 use crate::telemetry;
 
 /// To connect, and for one answer.
@@ -252,21 +252,21 @@ impl Shared {
         Ok(Self(Arc::new(Inner { connection, scripts, prefix, notify, fanout, listener })))
     }
 
-    pub(super) async fn push(&self, id: RunId, class: Class, due_ms: i64) -> Result<(), Error> {
+    pub(super) async fn push(&self, job: Job, class: Class, due_ms: i64) -> Result<(), Error> {
         let mut call = self.0.scripts.push.prepare_invoke();
         self.ready_lists(&mut call);
-        call.key(ready_channel(&self.0.prefix)).arg(id.to_string()).arg(class.number()).arg(due_ms).arg(KEPT_S);
+        call.key(ready_channel(&self.0.prefix)).arg(job.to_string()).arg(class.number()).arg(due_ms).arg(KEPT_S);
         self.run::<()>(&call).await?;
         self.0.notify.notify_one();
         Ok(())
     }
 
-    pub(super) async fn pop(&self, now_ms: i64) -> Result<Option<RunId>, Error> {
+    pub(super) async fn pop(&self, now_ms: i64) -> Result<Option<Job>, Error> {
         let mut call = self.0.scripts.pop.prepare_invoke();
         self.ready_lists(&mut call);
         call.arg(now_ms);
-        let id: Option<String> = self.run(&call).await?;
-        id.map(|id| Uuid::parse_str(&id).map(RunId).map_err(|_| Error("the ready list holds no run id".to_owned())))
+        let job: Option<String> = self.run(&call).await?;
+        job.map(|job| job.parse().map_err(|_| Error("the ready list holds something that is no job".to_owned())))
             .transpose()
     }
 

@@ -35,6 +35,8 @@ id!(
     ConnectionId,
     /// One execution for one connection. On the wire this is the `task_id`.
     RunId,
+    /// One inbound webhook call.
+    DeliveryId,
     /// One thing in the world.
     RecordId,
     /// One version of one answer about a record.

@@ -6,6 +6,7 @@
 mod chunk;
 mod event;
 mod ids;
+mod job;
 mod part;
 pub mod quota;
 mod record;
@@ -19,11 +20,12 @@ mod window;
 
 pub use chunk::{Chunk, MAX_CHUNK_SAMPLES, SampleSet, chunks};
 pub use event::{Step, SyncStatus};
-pub use ids::{AccountId, ConnectionId, PartId, RecordId, RunId, UserId, WindowId};
+pub use ids::{AccountId, ConnectionId, DeliveryId, PartId, RecordId, RunId, UserId, WindowId};
+pub use job::Job;
 pub use part::{PartName, PartState};
 pub use record::{Details, Kind, Lap, Normalized, Record, Source, Wanted, Workout, ZoneTime};
 pub use report::{PartReport, Progress, Rebuilt, RunReport, StreamReport};
-pub use request::{DataType, SyncRequest};
+pub use request::{DataType, NamedItem, SyncRequest};
 pub use run::{Class, RunSource, RunState};
 pub use schedule::Schedule;
 pub use series::SeriesType;

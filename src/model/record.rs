@@ -7,7 +7,7 @@ use super::units::{
 use super::{PartName, SampleSet};
 
 /// What sort of thing a record is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// A run, ride, swim …: has a row in `workouts`.

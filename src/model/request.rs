@@ -1,5 +1,7 @@
 use serde::{Deserialize, Serialize};
 
+use super::Kind;
+
 /// The mirrored API's `data_type`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum DataType {
@@ -62,12 +64,30 @@ pub struct SyncRequest {
     /// The daily sweep over what is stored: a cut list begins anew, because only a whole one proves what is gone.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub reconcile: bool,
+    /// Read these items and nothing else.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub items: Vec<NamedItem>,
+    /// Read nothing: find out whether the grant still lives, and end the connection if it does not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub check_grant: bool,
     /// Read nothing: make records and samples anew from the stored answers.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub rebuild: bool,
     /// Parameters of another provider that were sent along and ignored.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ignored: Vec<String>,
+}
+
+/// One item that a provider named.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct NamedItem {
+    /// What it is.
+    pub kind: Kind,
+    /// The provider's id of it.
+    pub external_id: String,
+    /// The provider says that it is gone: only that is to be found out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gone: bool,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde asks for")]

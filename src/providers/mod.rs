@@ -9,6 +9,7 @@ pub mod oauth;
 #[cfg(feature = "simulator")]
 pub mod simulation;
 mod spec;
+pub mod webhook;
 
 pub use http::{AccessToken, Answer, Api, FetchError, Gate, Http};
 pub use spec::{
@@ -16,6 +17,8 @@ pub use spec::{
     MENSTRUAL_CYCLE_FIELDS, OAuthSpec, PartSpec, ProviderSpec, Refetch, Rhythm, SLEEP_FIELDS, Scope, ScopesTold,
     StreamSpec, WORKOUT_FIELDS, WebhookKind, Wire,
 };
+
+pub use webhook::{Notice, WebhookSpec};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -130,7 +133,16 @@ pub struct NormalizeError {
     pub why: String,
 }
 
-/// Three ways in (`fetch_page`, `fetch_part`, later `read_delivery`), one way down (`normalize`).
+/// What an item comes to that was asked for by its id.
+#[derive(Clone, Debug)]
+pub enum FetchedItem {
+    /// Its answers; the primary part comes first. Without one, the item is not listed (yet).
+    Found(Vec<Item>),
+    /// The provider has none (404 and its like).
+    None,
+}
+
+/// Three ways in (`fetch_page`, `fetch_part`, `fetch_item` after a delivery), one way down (`normalize`).
 #[async_trait]
 pub trait Provider: Send + Sync + 'static {
     /// What it is, as data.
@@ -162,6 +174,16 @@ pub trait Provider: Send + Sync + 'static {
         let _ = (api, app, provider_user_id);
         Ok(())
     }
+
+    /// One item by its id, with its primary part as a listing would bring it, byte for byte. `start`: where its record is
+    /// known to lie on the stream's axis. Called for what a delivery named only.
+    async fn fetch_item(
+        &self,
+        api: &Api<'_>,
+        kind: Kind,
+        external_id: &str,
+        start: Option<DateTime<Utc>>,
+    ) -> Result<FetchedItem, FetchError>;
 
     /// All stored parts of one record, made into the record and its samples. Pure: same parts, same answer.
     /// The first element is always the kind's primary part.

@@ -78,6 +78,14 @@ pub struct Options {
     pub require_pkce: bool,
     /// A code is refused for so many milliseconds after it was made.
     pub code_settles_ms: i64,
+    /// Events carry a signature.
+    pub sign_events: bool,
+    /// Share of events that are sent twice, 0 to 1.
+    pub duplicate_events: f64,
+    /// Share of events that are held back a little, so that later ones overtake them, 0 to 1.
+    pub late_events: f64,
+    /// Between two tries of one event, milliseconds of real time.
+    pub event_retry_ms: u64,
     /// What goes wrong.
     pub faults: Vec<Fault>,
 }
@@ -109,6 +117,10 @@ impl Default for Options {
             unticked_scopes: Vec::new(),
             require_pkce: false,
             code_settles_ms: 0,
+            sign_events: false,
+            duplicate_events: 0.0,
+            late_events: 0.0,
+            event_retry_ms: 1000,
             faults: Vec::new(),
         }
     }
@@ -399,6 +411,19 @@ pub struct TokenLedger {
     pub revoked: u64,
 }
 
+/// What happened to events.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct EventLedger {
+    /// On their way.
+    pub due: u64,
+    /// Calls made, repeated ones included.
+    pub sent: u64,
+    /// Answered in time with 200.
+    pub acknowledged: u64,
+    /// Given up after the last try.
+    pub given_up: u64,
+}
+
 /// What the provider did and was asked: the oracle of tests.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Ledger {
@@ -412,6 +437,8 @@ pub struct Ledger {
     pub lists: Vec<ListCall>,
     /// Tokens.
     pub tokens: TokenLedger,
+    /// Events.
+    pub events: EventLedger,
     /// Faults that happened.
     pub faults: BTreeMap<&'static str, u64>,
     /// Calls refused by the quota (not by the fault 429).

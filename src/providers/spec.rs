@@ -30,6 +30,8 @@ pub struct ProviderSpec {
     pub live: LiveSpec,
     /// What records and samples made of it can hold.
     pub coverage: Coverage,
+    /// What it sends by itself, where it does.
+    pub webhooks: Option<&'static super::WebhookSpec>,
 }
 
 impl ProviderSpec {

@@ -9,6 +9,7 @@ mod api_keys;
 mod applications;
 mod connections;
 mod db;
+mod deliveries;
 mod developers;
 mod error;
 mod exports;
@@ -29,6 +30,10 @@ pub use api_keys::{ApiKey, NewApiKey, NextApiKey};
 pub use applications::Application;
 pub use connections::{Access, Connected, Connection, ConnectionView, Ended, LeftGrant, NewGrant, Target};
 pub use db::{Db, WorkingLock};
+pub use deliveries::{
+    Act, Addressee, Delivery, DeliveryClaim, DeliveryEnd, DeliveryFilter, DeliveryItem, NewDelivery, NewItem,
+    SubscriptionRow,
+};
 pub use developers::{Bearer, Developer, DeveloperChange, NewDeveloper};
 pub use error::{Error, Result};
 pub use exports::{ExportPart, RecordRow as ExportRecord, SummaryRow};

@@ -50,6 +50,46 @@ impl Db {
         Ok(read!(self, p => sqlx::query_as(sql).bind(connection).bind(now).bind(limit).fetch_all(p).await?))
     }
 
+    /// Wanted parts of one record, due or not, with when they are.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn list_wanted_of(
+        &self,
+        connection: ConnectionId,
+        kind: Kind,
+        external_id: &str,
+    ) -> Result<Vec<(WantedPart, DateTime<Utc>)>> {
+        #[derive(sqlx::FromRow)]
+        struct Row {
+            #[sqlx(flatten)]
+            wanted: WantedPart,
+            due_at: DateTime<Utc>,
+        }
+        let sql = "select id, kind, external_id, part, attempts, order_at, due_at from parts
+            where connection_id = $1 and kind = $2 and external_id = $3 and state = 'wanted' and superseded_at is null
+            order by part";
+        let rows: Vec<Row> = read!(self, p => sqlx::query_as(sql).bind(connection).bind(kind.as_str()).bind(external_id)
+            .fetch_all(p).await?);
+        Ok(rows.into_iter().map(|row| (row.wanted, row.due_at)).collect())
+    }
+
+    /// When a record begins, and whether it is deleted.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn find_start(
+        &self,
+        connection: ConnectionId,
+        kind: Kind,
+        external_id: &str,
+    ) -> Result<Option<(DateTime<Utc>, bool)>> {
+        let sql = "select start_at, deleted_at is not null from records
+            where connection_id = $1 and kind = $2 and external_id = $3";
+        Ok(read!(self, p => sqlx::query_as(sql).bind(connection).bind(kind.as_str()).bind(external_id)
+            .fetch_optional(p).await?))
+    }
+
     /// How many parts are wanted, and when the first one that is not due yet will be.
     ///
     /// # Errors

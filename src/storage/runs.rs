@@ -167,7 +167,7 @@ const COLUMNS: &str =
 /// Accepts a run: one statement, so that it is on disk or not there at all. An equal request that is not final is
 /// answered instead; one that has begun is asked to look once more at the newest data before it settles. One that is to
 /// be cancelled is nobody's answer.
-const INSERT: &str = "insert into runs
+pub(super) const INSERT: &str = "insert into runs
         (id, connection_id, user_id, provider, class, source, request, request_key, state, due_at, created_at)
     select $1, c.id, c.user_id, c.provider, $3, $4, $5, $6, 'queued', $7, $7
     from connections c join accounts a on a.id = c.account_id
@@ -542,6 +542,8 @@ impl Db {
         write!(self, p => sqlx::query("update accounts set refresh_until = $1 where refresh_until is not null")
             .bind(before).execute(p).await?.rows_affected());
         write!(self, p => sqlx::query("update export_leases set until_at = $1").bind(before).execute(p).await?.rows_affected());
+        write!(self, p => sqlx::query("update deliveries set lease_until = $1 where state = 'in_progress'")
+            .bind(before).execute(p).await?.rows_affected());
         Ok(write!(self, p => sqlx::query("update runs set lease_until = $1 where state = 'in_progress'")
             .bind(before).execute(p).await?.rows_affected()))
     }

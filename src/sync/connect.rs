@@ -11,7 +11,6 @@ use super::accept::{app, submit};
 use super::fetch::RunGate;
 use super::project::folders_of;
 use super::{Engine, Error, ProviderSetup, remove_erased, token_aad};
-use crate::config::OnDeauthorize;
 use crate::model::{AccountId, Class, ConnectionId, RunId, RunSource, SyncRequest, UserId};
 use crate::providers::oauth::{self, App, Code, Grant, Owner, TokenError};
 use crate::providers::{AccessToken, Api, FetchError, Leave, Scope, ScopesTold};
@@ -353,28 +352,6 @@ async fn purge_rows(engine: &Engine, user: UserId, provider: &str) -> Result<Opt
         }
     }
     Ok(Some(ended))
-}
-
-/// The person took the grant back at the provider, who has ended it: everybody's connection to this account ends, and
-/// what is stored goes or stays as the settings say. Answers how many connections ended.
-///
-/// # Errors
-/// When the database or the folder fails; what is left is done by the next call.
-pub async fn deauthorized(engine: &Engine, account: AccountId) -> Result<usize, Error> {
-    let users = engine.db.list_users_of_account(account).await?;
-    for (user, provider) in &users {
-        let ended = match engine.config.on_deauthorize {
-            OnDeauthorize::Keep => engine.db.end_connection(*user, provider, None, engine.now()).await?,
-            OnDeauthorize::Delete => purge_rows(engine, *user, provider).await?,
-        };
-        if let Some(ended) = ended {
-            telemetry::disconnected(provider_name(engine, provider), ended.connection, "deauthorized");
-            for grant in ended.left {
-                engine.forget_token(grant.account, grant.version).await;
-            }
-        }
-    }
-    Ok(users.len())
 }
 
 fn provider_name(engine: &Engine, provider: &str) -> &'static str {

@@ -27,11 +27,11 @@ use crate::storage::{
 use crate::telemetry;
 
 /// Tries of one call before its stream (or part) is given up.
-const TRIES: i64 = 5;
+pub(super) const TRIES: i64 = 5;
 /// A wait up to this long is sat out; a longer one puts the run back.
-const SHORT_WAIT: Duration = Duration::from_secs(5);
+pub(super) const SHORT_WAIT: Duration = Duration::from_secs(5);
 /// How often a page is prepared anew because somebody else committed in between.
-const STALE_TRIES: usize = 10;
+pub(super) const STALE_TRIES: usize = 10;
 /// Refused tokens in a row before the call waits like after any other failure: with many processes on one account, a
 /// fresh token can be used up by others before its first call.
 const UNAUTHORIZED_TRIES: u32 = 3;
@@ -98,7 +98,7 @@ impl From<TokenFailure> for Stop {
 }
 
 /// What a failed call means for the page it belongs to.
-fn read_failure(error: FetchError) -> Stop {
+pub(super) fn read_failure(error: FetchError) -> Stop {
     match error {
         FetchError::Quota { until } => Stop::Quota(until),
         FetchError::Transient { detail, retry_after } => Stop::Retry { detail, after: retry_after },
@@ -119,21 +119,21 @@ pub(crate) fn backoff(attempt: i64) -> Duration {
 
 /// One claimed run at work.
 pub(crate) struct Work<'a> {
-    engine: &'a Arc<Engine>,
-    setup: &'a ProviderSetup,
+    pub(super) engine: &'a Arc<Engine>,
+    pub(super) setup: &'a ProviderSetup,
     pub(crate) claim: &'a Claim,
-    request: SyncRequest,
+    pub(super) request: SyncRequest,
     gate: RunGate<'a>,
     token: Option<AccessToken>,
     refused: i64,
     pub(crate) report: RunReport,
     calls_before: u64,
-    cancel: &'a AtomicBool,
+    pub(super) cancel: &'a AtomicBool,
     /// A more urgent run of the connection was due at the last page boundary.
     give_way: bool,
-    parts: Vec<&'static str>,
+    pub(super) parts: Vec<&'static str>,
     first_sync: bool,
-    progress: Progress,
+    pub(super) progress: Progress,
     /// What it was told last that is being read.
     told: Option<Step>,
     /// Files of the pages before, being written while the next one is read.
@@ -212,6 +212,12 @@ impl<'a> Work<'a> {
     }
 
     async fn read_all(&mut self) -> Result<(), Stop> {
+        if self.request.check_grant {
+            return self.check_grant().await;
+        }
+        if !self.request.items.is_empty() {
+            return self.read_items().await;
+        }
         if self.report.streams.is_empty() {
             // A new run: what was given up some time ago is worth another try.
             self.engine.db.want_failed_again(self.claim.fence.connection, self.engine.now()).await?;
@@ -249,7 +255,7 @@ impl<'a> Work<'a> {
 
     /// Somebody asked again: every stream is read once more, from a new head window. Noted in the report by the statement
     /// that takes the wish, so that a crash in between forgets neither.
-    async fn take_again(&mut self) -> Result<(), Stop> {
+    pub(super) async fn take_again(&mut self) -> Result<(), Stop> {
         if !self.engine.db.is_wanted_again(&self.claim.fence).await? {
             return Ok(());
         }
@@ -447,7 +453,7 @@ impl<'a> Work<'a> {
     }
 
     /// The account's access token: the one in hand while it lives, else a fresh one.
-    async fn token(&mut self) -> Result<AccessToken, Stop> {
+    pub(super) async fn token(&mut self) -> Result<AccessToken, Stop> {
         let spare = self.engine.now() + chrono::Duration::seconds(30);
         if let Some(token) = self.token.as_ref().filter(|token| token.expires_at > spare) {
             return Ok(token.clone());
@@ -458,7 +464,7 @@ impl<'a> Work<'a> {
     }
 
     /// The provider refused a token: it is refreshed, once per version, and not for ever.
-    async fn refuse_token(&mut self, version: i64, times: &mut u32) -> Result<(), Stop> {
+    pub(super) async fn refuse_token(&mut self, version: i64, times: &mut u32) -> Result<(), Stop> {
         self.engine.forget_token(self.claim.account_id, version).await;
         self.refused = self.refused.max(version);
         self.token = None;
@@ -470,7 +476,7 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    fn api<'t>(&'t self, token: &'t AccessToken) -> Api<'t> {
+    pub(super) fn api<'t>(&'t self, token: &'t AccessToken) -> Api<'t> {
         Api {
             http: &self.engine.http,
             spec: self.setup.spec(),
@@ -586,7 +592,7 @@ impl<'a> Work<'a> {
         )))
     }
 
-    fn count(&mut self, done: &Prepared, unreadable: Vec<String>) {
+    pub(super) fn count(&mut self, done: &Prepared, unreadable: Vec<String>) {
         self.report.samples += done.samples;
         self.report.samples_updated += done.samples_updated;
         let mut notes: Vec<String> = unreadable.into_iter().map(|what| format!("cannot be read: {what}")).collect();
@@ -600,7 +606,7 @@ impl<'a> Work<'a> {
     }
 
     /// Prepares items and commits them, behind the fence; prepares anew when somebody else was faster.
-    async fn commit(
+    pub(super) async fn commit(
         &mut self,
         items: Vec<Item>,
         window: Option<WindowMove>,
@@ -702,7 +708,7 @@ impl<'a> Work<'a> {
     }
 
     /// Fetches and commits one part. `false`: the provider could not be reached for it.
-    async fn read_part(&mut self, wanted: &WantedPart) -> Result<bool, Stop> {
+    pub(super) async fn read_part(&mut self, wanted: &WantedPart) -> Result<bool, Stop> {
         let spec = self.setup.spec();
         let kind = Kind::parse(&wanted.kind);
         let name = spec.parts.iter().map(|part| part.name).chain([PRESENCE]).find(|name| name.0 == wanted.part);
@@ -847,7 +853,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    fn tell_progress(&mut self) {
+    pub(super) fn tell_progress(&mut self) {
         self.progress.calls = self.calls_before + self.gate.calls();
         self.progress.quota_left = self.gate.left();
         let Some(total) = self.progress.total else { return };
@@ -869,21 +875,21 @@ impl<'a> Work<'a> {
         slowest.max().unwrap_or(0)
     }
 
-    fn report_so_far(&mut self) -> Option<String> {
+    pub(super) fn report_so_far(&mut self) -> Option<String> {
         self.report.calls = self.calls_before + self.gate.calls();
         serde_json::to_string(&self.report).ok()
     }
 
     /// Keeps what a commit told of the page boundary until the next call is to be made: what is committed is counted
     /// first, and a run that has nothing left to read ends instead of giving way.
-    fn note(&mut self, boundary: Boundary) {
+    pub(super) fn note(&mut self, boundary: Boundary) {
         self.give_way = boundary.give_way;
         if boundary.cancel {
             self.cancel.store(true, Ordering::Relaxed);
         }
     }
 
-    fn check_stop(&self) -> Result<(), Stop> {
+    pub(super) fn check_stop(&self) -> Result<(), Stop> {
         if self.engine.stop.is_cancelled() {
             return Err(Stop::Shutdown);
         }
@@ -896,7 +902,7 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    async fn pause(&self, wait: Duration) -> Result<(), Stop> {
+    pub(super) async fn pause(&self, wait: Duration) -> Result<(), Stop> {
         tokio::select! {
             () = self.engine.clock.sleep_until(self.engine.after(wait)) => Ok(()),
             () = self.engine.stop.cancelled() => Err(Stop::Shutdown),

@@ -7,12 +7,12 @@ use chrono::{DateTime, Utc};
 
 use super::engine::{Stop, Work, backoff, failed_streams};
 use super::{Engine, Error, ProviderSetup, failpoint};
-use crate::model::{RunId, RunReport, RunState};
+use crate::model::{Class, RunId, RunReport, RunState};
 use crate::storage::{self, Claim, Run, Settle};
 use crate::telemetry;
 
 /// Claims in a row that ended by a crash without a page: then the run is parked, it may be what crashes us.
-const CRASHES: i64 = 3;
+pub(super) const CRASHES: i64 = 3;
 /// Put-backs after failures in a row before a run is given up.
 const ATTEMPTS: i64 = 5;
 /// A page in hand has this long to end when the process is told to; then it is dropped, and the run given back in time
@@ -266,7 +266,7 @@ pub async fn run_inline(engine: &Arc<Engine>, id: RunId) -> Result<Run, Error> {
     }
 }
 
-/// Puts runs on the ready list that nobody was told of, or whose holder died.
+/// Puts runs and deliveries on the ready list that nobody was told of, or whose holder died.
 ///
 /// # Errors
 /// When the database or Redis fails; the next sweep finds them.
@@ -275,6 +275,11 @@ pub async fn sweep(engine: &Engine) -> Result<usize, Error> {
     for (id, class, due) in &ready {
         engine.shared.push(*id, *class, due.timestamp_millis()).await?;
     }
-    telemetry::sweep(0, ready.len() as u64);
-    Ok(ready.len())
+    let deliveries = engine.db.list_ready_deliveries(engine.now(), SWEEP).await?;
+    for (id, due) in &deliveries {
+        engine.shared.push(*id, Class::Webhook, due.timestamp_millis()).await?;
+    }
+    let found = ready.len() + deliveries.len();
+    telemetry::sweep(0, found as u64);
+    Ok(found)
 }

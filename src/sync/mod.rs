@@ -5,6 +5,7 @@
 
 mod accept;
 mod connect;
+mod deliver;
 mod engine;
 mod events;
 mod execute;
@@ -12,6 +13,7 @@ mod failpoint;
 mod fetch;
 mod gaps;
 mod import;
+mod items;
 mod plan;
 mod prepare;
 mod probe;
@@ -30,8 +32,12 @@ use tokio_util::sync::CancellationToken;
 
 pub use accept::{Refused, app, check_support, connect_with_grant, parse_request, request_key, since_ms, submit};
 pub use connect::{
-    ConnectError, Connected, PAGE_POLICY, Visit, begin_visit, connect_with_code, deauthorized, disconnect, end_visit,
-    finish_visit, first_sync, is_same, keep_grants, prepare_visit, purge, result_page,
+    ConnectError, Connected, PAGE_POLICY, Visit, begin_visit, connect_with_code, disconnect, end_visit, finish_visit,
+    first_sync, is_same, keep_grants, prepare_visit, purge, result_page,
+};
+pub use deliver::{
+    Delivered, SubscribeError, Subscribed, SubscriptionCache, Unwelcome, callback_url, clean_up_deliveries, deliver,
+    delivery_body, list_subscriptions, receive, replay, subscribe, unsubscribe,
 };
 pub use events::{Event, EventLine, PartOutcome, part_outcomes};
 pub use execute::{Executed, execute, run_inline, sweep};
@@ -179,6 +185,8 @@ pub struct Engine {
     pub providers: BTreeMap<&'static str, ProviderSetup>,
     /// Access tokens in memory.
     pub tokens: TokenStore,
+    /// Our subscriptions at providers, as last seen.
+    pub subscriptions: SubscriptionCache,
     /// Writes files, where this process does.
     pub exporter: Option<Exporter>,
     /// Names this start of this process in leases.
@@ -217,6 +225,7 @@ impl Engine {
             config,
             providers,
             tokens: TokenStore::default(),
+            subscriptions: SubscriptionCache::default(),
             exporter,
             owner: format!("{}-{}", std::process::id(), uuid::Uuid::now_v7()),
             stop: CancellationToken::new(),

@@ -36,6 +36,7 @@ const HELP: &[(&str, &str)] = &[
     ("wearsync_runs_settled_total", "Runs that ended, by state"),
     ("wearsync_runs_put_back_total", "Times a run gave its worker back, by reason"),
     ("wearsync_leases_lost_total", "Runs that another worker took over or that were changed meanwhile"),
+    ("wearsync_deliveries_total", "Calls to addresses of webhooks, by outcome"),
     ("wearsync_pages_total", "Pages of provider data committed"),
     ("wearsync_records_total", "Records written by committed pages"),
     ("wearsync_samples_total", "Samples written by committed pages"),
@@ -131,6 +132,37 @@ impl Drop for Listening {
         debug!("event stream ended");
         gauge!(LISTENERS).decrement(1.0);
     }
+}
+
+/// What became of a call to a webhook's address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Received {
+    /// Kept.
+    Accepted,
+    /// It was kept before.
+    Duplicate,
+    /// Its sender may be anybody.
+    Untrusted,
+    /// It cannot be read.
+    Unreadable,
+    /// Nothing is set up that it could be believed by.
+    Off,
+}
+
+/// A provider, or somebody who looks like it, called a webhook's address; `why` it was refused, in our own words.
+pub fn delivery_received(provider: ProviderName, outcome: Received, why: &str) {
+    let word = match outcome {
+        Received::Accepted => "accepted",
+        Received::Duplicate => "duplicate",
+        Received::Untrusted => "untrusted",
+        Received::Unreadable => "unreadable",
+        Received::Off => "off",
+    };
+    match outcome {
+        Received::Off => warn!(%provider, outcome = word, why, "delivery refused"),
+        _ => debug!(%provider, outcome = word, "delivery received"),
+    }
+    counter!("wearsync_deliveries_total", "provider" => provider.0, "outcome" => word).increment(1);
 }
 
 /// A run is written down.
@@ -347,6 +379,11 @@ mod tests {
 
     fn tell_everything() {
         let (run, account, at) = (RunId::new(), AccountId::new(), DateTime::<Utc>::UNIX_EPOCH);
+        for outcome in
+            [Received::Accepted, Received::Duplicate, Received::Untrusted, Received::Unreadable, Received::Off]
+        {
+            delivery_received(ACME, outcome, "");
+        }
         run_accepted(run, ACME, Class::Interactive, RunSource::Pull);
         run_claimed(run, ACME, Class::Webhook, 1);
         run_settled(run, ACME, RunState::Partial, 1.5);

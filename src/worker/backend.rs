@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::model::{Class, RunId};
+use crate::model::{self, Class};
 use crate::sync::Engine;
 use crate::telemetry;
 
@@ -32,9 +32,9 @@ const AWAY: Duration = Duration::from_millis(500);
 /// Room for events of tasks; must exceed what ends between two fetches.
 const EVENTS: usize = 64;
 
-/// One id off the ready list.
+/// One job off the ready list.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub(super) struct Job(pub(super) RunId);
+pub(super) struct Job(pub(super) model::Job);
 
 /// What apalis is never told: an error would end the worker.
 #[derive(Debug, thiserror::Error)]
@@ -64,9 +64,9 @@ impl Persistence for Pop {
         let pushed = engine.shared.ready_notify();
         while !engine.stop.is_cancelled() {
             match engine.shared.pop(engine.clock.now_ms()).await {
-                Ok(Some(id)) => {
-                    let payload = serde_json::to_vec(&Job(id)).map_err(|error| Refused(error.to_string()))?;
-                    return Ok(vec![TaskBuilder::new(payload).task_id(TaskId::from_uuid(id.0)).build()]);
+                Ok(Some(job)) => {
+                    let payload = serde_json::to_vec(&Job(job)).map_err(|error| Refused(error.to_string()))?;
+                    return Ok(vec![TaskBuilder::new(payload).task_id(TaskId::from_uuid(job.id())).build()]);
                 }
                 Ok(None) => {
                     tokio::select! {
@@ -90,8 +90,8 @@ impl Persistence for Pop {
         let mut count = 0;
         for task in tasks {
             let (payload, ..) = task.take();
-            if let Ok(Job(id)) = serde_json::from_slice(&payload)
-                && self.engine.shared.push(id, Class::Schedule, self.engine.clock.now_ms()).await.is_ok()
+            if let Ok(Job(job)) = serde_json::from_slice::<Job>(&payload)
+                && self.engine.shared.push(job, Class::Schedule, self.engine.clock.now_ms()).await.is_ok()
             {
                 count += 1;
             }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use apalis::prelude::*;
 
+use crate::model;
 use crate::sync::{self, Engine};
 use backend::{Job, Ready};
 
@@ -63,8 +64,12 @@ pub async fn work(engine: Arc<Engine>) -> anyhow::Result<()> {
 
 /// The outcome is in the run's row: apalis is told that all is well, so that none of its own retry rules applies.
 async fn handle(job: Job, engine: Data<Arc<Engine>>) -> Result<(), BoxDynError> {
-    if let Err(error) = sync::execute(&engine, job.0).await {
-        tracing::warn!(run = %job.0, %error, "a run was left to be claimed again");
+    let done = match job.0 {
+        model::Job::Run(id) => sync::execute(&engine, id).await.map(|_| ()),
+        model::Job::Delivery(id) => sync::deliver(&engine, id).await.map(|_| ()),
+    };
+    if let Err(error) = done {
+        tracing::warn!(job = %job.0, %error, "a job was left to be claimed again");
     }
     Ok(())
 }
@@ -101,7 +106,7 @@ async fn keep(engine: Arc<Engine>) {
             if let Err(error) = engine.db.add_missing_schedules(engine.clock.now()).await {
                 tracing::warn!(%error, "connections without a schedule could not be given one");
             }
-            if let Err(error) = engine.db.clean_up(engine.clock.now()).await {
+            if let Err(error) = clean_up(&engine).await {
                 tracing::warn!(%error, "old rows could not be dropped");
             }
             let age = chrono::Duration::from_std(engine.config.event_age).unwrap_or(chrono::Duration::days(366));
@@ -128,6 +133,11 @@ async fn keep_grants(engine: Arc<Engine>) {
             tracing::warn!(%error, "idle grants could not be looked for");
         }
     }
+}
+
+async fn clean_up(engine: &Engine) -> Result<(), sync::Error> {
+    engine.db.clean_up(engine.clock.now()).await?;
+    sync::clean_up_deliveries(engine).await
 }
 
 /// Where several processes work, one owns the export folder and writes the files of all.

@@ -346,6 +346,16 @@ async fn refusals(shape: Shape) {
     assert!(code == 2 && said.contains("choose another with --port"), "{said}");
 
     env.insert("WEARSYNC_OAUTH_STATE_LIFE".to_owned(), "1s".to_owned());
+    if shape == Shape::Sqlite {
+        // Where there is nobody yet, nobody is made either by looking at the consent page.
+        let mut alone = env.clone();
+        let folder = scene.place.dir.path().join("alone");
+        alone.insert("DATABASE_URL".to_owned(), format!("sqlite:{}", folder.join("state/wearsync.db").display()));
+        alone.insert("WEARSYNC_DATA_DIR".to_owned(), folder.display().to_string());
+        let (code, ..) = Terminal::start(&alone, &["connect", "strava", "--no-browser"]).end().await;
+        let (_, users, _) = Terminal::start(&alone, &["--json", "users", "list"]).end().await;
+        assert_eq!((code, users.trim()), (1, "[]"));
+    }
     let (code, _, said) = Terminal::start(&env, &args).end().await;
     assert!(code == 1 && said.contains("nobody agreed within"), "{said}");
     let (code, _, said) = Terminal::start(&env, &["connect", "strava", "--no-browser"]).end().await;

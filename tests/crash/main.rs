@@ -11,6 +11,7 @@ mod support;
 mod accepts;
 mod clock;
 mod connect;
+mod deliveries;
 mod erase;
 mod kills;
 mod process;

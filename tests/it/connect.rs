@@ -12,7 +12,7 @@ use tower::ServiceExt as _;
 use url::Url;
 use wearsync::api::{self, ApiState};
 use wearsync::clock::Clock;
-use wearsync::model::{RunState, SyncRequest, UserId};
+use wearsync::model::{Class, RunSource, RunState, SyncRequest, UserId};
 use wearsync::providers::OAuthSpec;
 use wearsync::simulator::Options;
 use wearsync::storage::{Account, ConnectionView, Db, NewApiKey, NewUser, OAuthState};
@@ -757,8 +757,21 @@ async fn deauthorized(shape: Shape) {
             web.connect(user, 1).await;
             oracle::finish(&world.engine, runs(&world, user).await[0].id).await;
         }
-        let id = account(&world, ann).await.id;
-        assert_eq!(sync::deauthorized(&world.engine, id).await.unwrap(), 2);
+        // What the delivery of a provider's word leads to: a run for each connection of the account.
+        world.control("revoke", json!({"athlete": 1})).await;
+        let setup = world.engine.provider("strava").unwrap();
+        let request = SyncRequest { check_grant: true, ..SyncRequest::default() };
+        let mut asked = Vec::new();
+        for user in [ann, ben] {
+            let connection = connections(&world, user).await[0].connection.id;
+            let run =
+                sync::submit(&world.engine, setup, connection, &request, Class::Webhook, RunSource::Webhook, None)
+                    .await;
+            asked.push(run.unwrap().unwrap().id);
+        }
+        for run in asked {
+            sync::execute(&world.engine, run).await.unwrap();
+        }
         for user in [ann, ben] {
             assert_eq!(connections(&world, user).await[0].connection.status, "revoked");
             let records = left(&world, user).await.into_iter().find(|(table, _)| *table == "records").unwrap().1;
@@ -766,7 +779,6 @@ async fn deauthorized(shape: Shape) {
         }
         assert_eq!(account(&world, ann).await.refresh_token, None);
         assert_eq!(calls(&ledger(&world).await, "revoke"), 0, "the provider knows");
-        assert_eq!(sync::deauthorized(&world.engine, id).await.unwrap(), 0);
         let folder = wearsync::export::user_folder(None, world.user);
         world.check_user(world.user, 0, &world.place.export_dir().join(folder)).await;
     }
@@ -820,7 +832,7 @@ async fn idle(shape: Shape) {
     // A grant that is used needs no keeping.
     world.clock.set(world.clock.now() + limit * 2 / 5 - chrono::Duration::hours(1));
     assert_eq!(oracle::sync_with(&world, &SyncRequest::default()).await.run_state(), RunState::Success);
-    world.clock.set(world.clock.now() + limit / 5);
+    world.clock.set(world.clock.now() + limit / 5 + chrono::Duration::hours(2));
     assert_eq!(sync::keep_grants(engine).await.unwrap(), 1, "the other one");
     // Taken back at the provider: noticed, and not tried again and again.
     world.clock.set(world.clock.now() + limit);

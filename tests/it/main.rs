@@ -13,6 +13,7 @@ mod manage;
 mod oracle;
 mod properties;
 mod quota;
+mod receive;
 mod schedule;
 mod sql;
 mod storage;

@@ -60,6 +60,7 @@ const WHEN: &[&str] = &[
     "request_key",
     "refresh_token",
     "refresh_until",
+    "renew_at",
     "token_version",
     "reason",
     "last_synced_at",

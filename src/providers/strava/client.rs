@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::HeaderMap;
 use serde::Deserialize;
@@ -19,7 +20,7 @@ use crate::model::quota::Seen;
 use crate::model::{BEGINNING_MS, Kind, PartName};
 use crate::providers::http::Answer;
 use crate::providers::oauth::{Owner, Refusal};
-use crate::providers::{Api, FetchError, FetchedPage, FetchedPart, Item, Next, PRESENCE, PageRequest};
+use crate::providers::{Api, FetchError, FetchedItem, FetchedPage, FetchedPart, Item, Next, PRESENCE, PageRequest};
 
 /// The largest page that Strava sends.
 const MAX_PAGE: u32 = 200;
@@ -76,11 +77,7 @@ async fn fetch_activities(api: &Api<'_>, request: &PageRequest<'_>) -> Result<Fe
     let mut items = Vec::with_capacity(rows.len());
     let seen: HashSet<&str> = position.seen.iter().map(String::as_str).collect();
     for (index, raw) in rows.iter().enumerate() {
-        // An array would be taken for the fields of a row in their order.
-        let object = Some(raw.get()).filter(|text| text.starts_with('{'));
-        let row = object.and_then(|text| serde_json::from_str::<Row>(text).ok());
-        let id = row.as_ref().and_then(|row| row.id.clone());
-        let start = row.and_then(|row| wire::instant(row.start_date.as_deref()?));
+        let (id, start) = read_row(raw.get());
         let (Some(id), Some(start)) = (id.clone(), start) else {
             unreadable.push(match id {
                 Some(id) => format!("row {index} (id {})", id.0),
@@ -104,6 +101,66 @@ async fn fetch_activities(api: &Api<'_>, request: &PageRequest<'_>) -> Result<Fe
         None => Next::End,
     };
     Ok(FetchedPage { items, unreadable, next })
+}
+
+/// Id and start of an activity, as far as they can be read.
+fn read_row(text: &str) -> (Option<wire::Id>, Option<DateTime<Utc>>) {
+    // An array would be taken for the fields of a row in their order.
+    let object = Some(text).filter(|text| text.starts_with('{'));
+    let row = object.and_then(|text| serde_json::from_str::<Row>(text).ok());
+    let id = row.as_ref().and_then(|row| row.id.clone());
+    (id, row.and_then(|row| wire::instant(row.start_date.as_deref()?)))
+}
+
+/// An activity by its id: its row, cut out of a list of the second in which it began. Where that is not known, or no
+/// longer holds, the detail tells it, and comes along.
+pub(super) async fn fetch_item(
+    api: &Api<'_>,
+    kind: Kind,
+    external_id: &str,
+    start: Option<DateTime<Utc>>,
+) -> Result<FetchedItem, FetchError> {
+    if let Some(start) = start
+        && let Some(row) = fetch_row(api, external_id, start).await?
+    {
+        return Ok(FetchedItem::Found(vec![row]));
+    }
+    let body = match fetch_part(api, kind, external_id, DETAIL).await? {
+        FetchedPart::None => return Ok(FetchedItem::None),
+        FetchedPart::Body(body) => body,
+    };
+    let (_, Some(now)) = read_row(&String::from_utf8_lossy(&body)) else {
+        return Err(FetchError::Unreadable { detail: "the activity has no start".to_owned() });
+    };
+    let row = if start == Some(now) { None } else { fetch_row(api, external_id, now).await? };
+    let detail = Item { kind, external_id: external_id.to_owned(), part: DETAIL, body, order_at: now };
+    Ok(FetchedItem::Found(row.into_iter().chain([detail]).collect()))
+}
+
+/// The row of an activity in the list of the second in which it began.
+async fn fetch_row(
+    api: &Api<'_>,
+    external_id: &str,
+    start: DateTime<Utc>,
+) -> Result<Option<Item>, FetchError> {
+    let second = start.timestamp();
+    // A hidden start shows as one second past midnight: its place may be anywhere in that day.
+    let length = if second.rem_euclid(DAY_S) == 1 { DAY_S } else { 1 };
+    let mut query = vec![("before", (second + length).to_string())];
+    if second > 1 {
+        query.push(("after", (second - 1).to_string()));
+    }
+    query.push(("per_page", MAX_PAGE.to_string()));
+    let body = get(api, "/athlete/activities", &query).await?;
+    for raw in cut(&body)? {
+        if let (Some(id), Some(order_at)) = read_row(raw.get())
+            && id.0 == external_id
+        {
+            let body = body.slice_ref(raw.get().as_bytes());
+            return Ok(Some(Item { kind: Kind::Workout, external_id: id.0, part: SUMMARY, body, order_at }));
+        }
+    }
+    Ok(None)
 }
 
 /// The place inside a window of activities.
@@ -360,7 +417,6 @@ mod tests {
 
     use async_trait::async_trait;
     use axum::extract::{Query, State};
-    use chrono::{DateTime, Utc};
     use proptest::prelude::*;
     use reqwest::header::{HeaderName, HeaderValue};
 
@@ -612,6 +668,26 @@ mod tests {
         assert_eq!(query(0), "before=1800000001&page=1&per_page=200");
         // The samples are not in the order of their starts, so that only page numbers are safe.
         assert_eq!(query(1), "before=1800000001&page=2&per_page=200");
+    }
+
+    #[tokio::test]
+    async fn an_item_is_cut_out_of_the_list_of_its_second() {
+        let (http, token) = (Http::new().unwrap(), token());
+        for (start, query) in [
+            ("2026-05-02T16:00:00Z", "before=1777737601&after=1777737599&per_page=200"),
+            // A hidden start: anywhere in that day.
+            ("2026-05-02T00:00:01Z", "before=1777766401&after=1777680000&per_page=200"),
+        ] {
+            let (base, calls) = server(LIST).await;
+            let api = api!(http, token, &base);
+            let found = fetch_item(&api, Kind::Workout, "18230000001", Some(start.parse().unwrap())).await.unwrap();
+            let FetchedItem::Found(items) = found else { panic!("it is in the list") };
+            assert_eq!((items.len(), items[0].part), (1, SUMMARY));
+            assert!(LIST.contains(std::str::from_utf8(&items[0].body).unwrap()), "byte for byte");
+            let asked: Vec<String> =
+                calls.lock().unwrap()[0].iter().map(|(name, value)| format!("{name}={value}")).collect();
+            assert_eq!(asked.join("&"), query);
+        }
     }
 
     #[tokio::test]

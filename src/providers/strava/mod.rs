@@ -4,17 +4,19 @@ mod client;
 mod normalize;
 #[cfg(feature = "simulator")]
 pub mod simulator;
+mod webhook;
 mod wire;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 
 use super::oauth::Owner;
 use super::{
-    Api, Axis, ClientAuth, Coverage, DataPart, Dead, Deletes, FetchError, FetchedPage, FetchedPart, FileRule, Leave,
-    LiveSpec, NormalizeError, OAuthSpec, PageRequest, PartBody, PartSpec, Provider, ProviderSpec, Refetch, Rhythm,
-    Scope, ScopesTold, StreamSpec, WebhookKind, Wire,
+    Api, Axis, ClientAuth, Coverage, DataPart, Dead, Deletes, FetchError, FetchedItem, FetchedPage, FetchedPart,
+    FileRule, Leave, LiveSpec, NormalizeError, OAuthSpec, PageRequest, PartBody, PartSpec, Provider, ProviderSpec,
+    Refetch, Rhythm, Scope, ScopesTold, StreamSpec, WebhookKind, Wire,
 };
 use crate::model::quota::{Quota, Reset};
 use crate::model::{Kind, Normalized, PartName, ProviderName, StreamName, UserId, series};
@@ -242,6 +244,7 @@ static SPEC: ProviderSpec = ProviderSpec {
         menstrual_cycle_fields: &[],
         health_scores: &[],
     },
+    webhooks: Some(&webhook::SPEC),
 };
 
 #[async_trait]
@@ -266,6 +269,16 @@ impl Provider for Strava {
 
     async fn fetch_owner(&self, api: &Api<'_>, known: Owner, _: UserId) -> Result<Owner, FetchError> {
         if known.id.is_some() { Ok(known) } else { client::fetch_owner(api, known).await }
+    }
+
+    async fn fetch_item(
+        &self,
+        api: &Api<'_>,
+        kind: Kind,
+        external_id: &str,
+        start: Option<DateTime<Utc>>,
+    ) -> Result<FetchedItem, FetchError> {
+        client::fetch_item(api, kind, external_id, start).await
     }
 
     fn normalize(&self, kind: Kind, external_id: &str, parts: &[PartBody]) -> Result<Normalized, NormalizeError> {

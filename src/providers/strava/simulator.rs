@@ -4,6 +4,7 @@
 //! Below `/_simulator` lies what tests drive it with: edit, delete, upload, grant, revoke, truth.
 
 mod body;
+mod push;
 mod world;
 
 use std::collections::{BTreeSet, HashMap};
@@ -40,6 +41,8 @@ pub fn router(shared: &Shared) -> Router {
         auth: Mutex::default(),
         usage: Mutex::default(),
         listings: AtomicU64::new(0),
+        push: Mutex::default(),
+        counts: push::Counts::default(),
         shared: shared.clone(),
     });
     Router::new()
@@ -49,6 +52,9 @@ pub fn router(shared: &Shared) -> Router {
         .route("/api/v3/oauth/token", post(token))
         .route("/oauth/deauthorize", post(deauthorize))
         .route("/oauth/revoke", post(revoke))
+        .route("/api/v3/push_subscriptions", get(push::view).post(push::create))
+        .route("/api/v3/push_subscriptions/{id}", axum::routing::delete(push::delete))
+        .route("/_simulator/event", post(push::tell_event))
         .route("/_simulator/truth", get(show_truth))
         .route("/_simulator/edit", post(edit_activity))
         .route("/_simulator/delete", post(delete_activity))
@@ -67,6 +73,8 @@ struct Strava {
     usage: Mutex<HashMap<String, Usage>>,
     /// List calls so far: what volatile counts have grown by.
     listings: AtomicU64,
+    push: Mutex<push::Push>,
+    counts: push::Counts,
 }
 
 /// Grants and tokens.
@@ -753,6 +761,9 @@ async fn deauthorize(State(strava): State<Arc<Strava>>, headers: HeaderMap, body
             let grant = token.as_deref().and_then(|token| auth.access.get(token)).map(|access| access.grant);
             if let Some(grant) = grant {
                 strava.end(&mut auth, grant);
+                let (person, client) = (auth.grants[grant].person, auth.grants[grant].client.clone());
+                drop(auth);
+                tell_end(&strava, person, &client);
             }
             Json(json!({ "access_token": token })).into_response()
         })
@@ -813,7 +824,11 @@ async fn edit_activity(State(strava): State<Arc<Strava>>, body: Bytes) -> Result
     let (mut fields, person) = asked(&strava, &body)?;
     let id = taken_id(&mut fields)?;
     let now = strava.now_ms();
+    let announced = push::announced(&fields);
     let edited = strava.world().edit(person, id, fields, now);
+    if let Some(updates) = announced.filter(|_| edited) {
+        push::tell(&strava, person, ("activity", id, "update"), &updates, None);
+    }
     done(edited, id)
 }
 
@@ -823,6 +838,9 @@ async fn delete_activity(State(strava): State<Arc<Strava>>, body: Bytes) -> Resu
     let id = taken_id(&mut fields)?;
     let now = strava.now_ms();
     let deleted = strava.world().delete(person, id, now);
+    if deleted {
+        push::tell(&strava, person, ("activity", id, "delete"), &Map::new(), None);
+    }
     done(deleted, id)
 }
 
@@ -853,6 +871,10 @@ async fn upload_activities(State(strava): State<Arc<Strava>>, body: Bytes) -> Re
             world.upload(person, id, fields, now)
         })
         .collect();
+    drop(world);
+    for id in &ids {
+        push::tell(&strava, person, ("activity", *id, "create"), &Map::new(), None);
+    }
     Ok(Json(json!({ "id": ids.first(), "ids": ids })).into_response())
 }
 
@@ -897,6 +919,11 @@ async fn end_grant(State(strava): State<Arc<Strava>>, body: Bytes) -> Result<Res
             strava.end(&mut auth, *grant);
         }
     }
+    let clients: BTreeSet<String> = mine.iter().map(|grant| auth.grants[*grant].client.clone()).collect();
+    drop(auth);
+    if !access_only {
+        clients.iter().for_each(|client| tell_end(&strava, person, client));
+    }
     Ok(Json(json!({ "grants": mine.len() })).into_response())
 }
 
@@ -909,6 +936,13 @@ async fn show_secrets(State(strava): State<Arc<Strava>>) -> Json<Value> {
         "codes": auth.spent,
         "verifiers": auth.verifiers,
     }))
+}
+
+/// The application hears that it was shut out.
+fn tell_end(strava: &Arc<Strava>, person: usize, client: &str) {
+    let updates = Map::from_iter([("authorized".to_owned(), json!("false"))]);
+    let athlete = strava.world().athletes().nth(person).unwrap_or_default();
+    push::tell(strava, person, ("athlete", athlete, "update"), &updates, Some(client));
 }
 
 #[derive(Deserialize)]

@@ -1,0 +1,656 @@
+//! Webhooks over both shapes: what is believed, what is kept, and what becomes of it. The simulator sends its events over
+//! real HTTP, in their real form.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use wearsync::api::{self, ApiState};
+use wearsync::clock::Clock;
+use wearsync::model::{Job, RunId, RunState};
+use wearsync::simulator::Options;
+use wearsync::storage::{Delivery, DeliveryFilter, NewApiKey, NewUser, Run, RunFilter};
+use wearsync::sync::{self, Delivered};
+use wearsync::{telemetry, vault};
+
+use crate::both;
+use crate::support::{Shape, World, client, truth};
+
+both! {
+    subscriptions_are_made_replaced_and_ended => subscriptions;
+    what_is_not_believed_is_not_kept => forged;
+    signatures_where_a_setting_asks_for_them => signed;
+    an_event_fetches_exactly_what_it_names => exact;
+    twice_and_out_of_order_have_their_effect_once => shuffled;
+    a_deauthorisation_is_confirmed_first => deauthorised;
+    a_stranger_may_connect_within_a_day => stranger;
+    what_is_not_there_yet_is_asked_for_again => not_yet;
+    deliveries_are_replayed_and_grow_old => replayed;
+    deliveries_over_the_api => over_the_api;
+    a_delivery_that_kills_its_workers_is_parked => parked;
+    the_sweep_finds_what_nobody_was_told_of => swept;
+}
+
+const NOW: &str = "2026-05-05T12:00:00Z";
+
+/// A world whose API is served, so that the simulator can call it.
+struct Service {
+    world: World,
+    url: String,
+    key: String,
+    http: reqwest::Client,
+    served: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.served.abort();
+    }
+}
+
+fn small() -> Options {
+    Options {
+        activities: 12,
+        stream_points: 20,
+        athletes: 2,
+        manual_share: 0.0,
+        private_share: 0.0,
+        awkward: false,
+        event_retry_ms: 20,
+        ..Options::default()
+    }
+}
+
+impl Service {
+    async fn new(shape: Shape, options: Options, clock: Clock, settings: &[(&str, &str)]) -> Self {
+        let world = World::with(shape, options, clock, settings).await;
+        let secret = vault::new_api_key();
+        let secret = secrecy::ExposeSecret::expose_secret(&secret);
+        let key = NewApiKey {
+            hash: vault::hash_secret(secret),
+            prefix: "ws_test".to_owned(),
+            name: "test".to_owned(),
+            scopes: "admin".to_owned(),
+            expires_at: None,
+            created_by: None,
+        };
+        world.engine.db.insert_api_key(key, world.clock.now()).await.expect("a key");
+        let metrics = telemetry::install_metrics();
+        let router = api::router(ApiState { engine: world.engine.clone(), metrics, metrics_need_key: false });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let served = tokio::spawn(async move { axum::serve(listener, router).await.expect("serves") });
+        Self { world, url, key: secret.to_owned(), http: client(), served }
+    }
+
+    async fn call(&self, method: &str, path: &str) -> (u16, Value) {
+        let method = method.parse().expect("a method");
+        let call = self.http.request(method, format!("{}{path}", self.url)).header("x-api-key", &self.key);
+        let answer = call.send().await.expect("answers");
+        (answer.status().as_u16(), answer.json().await.expect("JSON"))
+    }
+
+    /// Subscribes; answers the path of the callback.
+    async fn subscribe(&self) -> String {
+        let path = format!("/api/v1/providers/strava/webhooks/subscriptions?callback_url={}", self.url);
+        let (status, body) = self.call("POST", &path).await;
+        assert_eq!((status, &body["subscriptions"][0]["status"]), (200, &json!("created")), "{body}");
+        let callback = body["subscriptions"][0]["callback_url"].as_str().expect("an address");
+        callback.strip_prefix(&self.url).expect("ours").to_owned()
+    }
+
+    async fn post(&self, path: &str, body: impl Into<reqwest::Body>, signature: Option<&str>) -> (u16, Value) {
+        let mut call = self.http.post(format!("{}{path}", self.url)).header("content-type", "application/json");
+        if let Some(signature) = signature {
+            call = call.header("X-Strava-Signature", signature);
+        }
+        let answer = call.body(body).send().await.expect("answers");
+        (answer.status().as_u16(), answer.json().await.expect("JSON"))
+    }
+
+    async fn deliveries(&self) -> Vec<Delivery> {
+        let filter = DeliveryFilter { limit: 10_000, ..DeliveryFilter::default() };
+        self.world.engine.db.list_deliveries(&filter).await.expect("lists")
+    }
+
+    async fn runs(&self) -> Vec<Run> {
+        self.world.engine.db.list_runs(&RunFilter { limit: 10_000, ..RunFilter::default() }).await.expect("lists")
+    }
+
+    /// Waits until the simulator has sent all that it has to send.
+    async fn until_sent(&self) -> Value {
+        loop {
+            let ledger = self.world.ask("ledger").await;
+            if ledger["ledger"]["events"]["due"] == 0 {
+                return ledger["ledger"]["events"].clone();
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Works until nothing is due any more.
+    async fn work(&self) {
+        let engine = &self.world.engine;
+        for _ in 0..1000 {
+            sync::sweep(engine).await.expect("sweeps");
+            let mut worked = false;
+            while let Some(job) = engine.shared.pop(engine.clock.now_ms()).await.expect("pops") {
+                worked |= match job {
+                    Job::Run(id) => sync::execute(engine, id).await.expect("executes") != sync::Executed::NotTaken,
+                    Job::Delivery(id) => sync::deliver(engine, id).await.expect("delivers") != Delivered::NotTaken,
+                };
+            }
+            if !worked {
+                return;
+            }
+        }
+        panic!("there is always something to do");
+    }
+
+    /// Calls of the API so far, by endpoint.
+    async fn calls(&self) -> [u64; 3] {
+        let ledger = self.world.ask("ledger").await;
+        ["list", "detail", "streams"].map(|name| ledger["ledger"]["calls"][name].as_u64().unwrap_or(0))
+    }
+
+    async fn calls_of(&self, what: impl Future<Output = Value>) -> [u64; 3] {
+        let before = self.calls().await;
+        what.await;
+        self.until_sent().await;
+        self.work().await;
+        self.later();
+        let after = self.calls().await;
+        std::array::from_fn(|n| after[n] - before[n])
+    }
+
+    /// Events are told apart by the second.
+    fn later(&self) {
+        self.world.clock.set(self.world.clock.now() + chrono::Duration::seconds(5));
+    }
+
+    async fn newest(&self) -> u64 {
+        let truth = truth(&self.http, &self.world.sim.url(), 0).await;
+        let newest = truth.iter().filter(|(_, t)| !t.deleted).max_by_key(|(_, t)| t.start).expect("one");
+        newest.0.parse().expect("a number")
+    }
+}
+
+fn event(object: &str, id: u64, aspect: &str, owner: u64, time: u64) -> String {
+    json!({"object_type": object, "object_id": id, "aspect_type": aspect, "updates": {}, "owner_id": owner,
+        "subscription_id": 318_842, "event_time": time})
+    .to_string()
+}
+
+async fn subscriptions(shape: Shape) {
+    let service = Service::new(shape, small(), Clock::system(), &[]).await;
+    let base = "/api/v1/providers/strava/webhooks";
+    let (status, body) = service.call("GET", &format!("{base}/subscriptions")).await;
+    assert_eq!((status, body), (200, json!({"subscriptions": []})));
+    let (status, body) = service.call("POST", &format!("{base}/subscriptions")).await;
+    assert_eq!((status, &body["detail"]), (400, &json!("Field required")));
+    let (status, body) = service.call("POST", &format!("{base}/subscriptions?callback_url=nowhere")).await;
+    assert_eq!(status, 400, "{body}");
+
+    let callback = service.subscribe().await;
+    assert!(callback.starts_with(&format!("{base}/")) && callback.len() > base.len() + 30, "{callback}");
+    let (_, listed) = service.call("GET", &format!("{base}/subscriptions")).await;
+    assert_eq!(listed["subscriptions"][0]["callback_url"], json!(format!("{}{callback}", service.url)));
+    // The token at the end, or the whole address: the same.
+    for address in [service.url.clone(), format!("{}{callback}", service.url), format!("{}{base}/", service.url)] {
+        let (_, body) = service.call("POST", &format!("{base}/subscriptions?callback_url={address}")).await;
+        assert_eq!(body["subscriptions"][0]["status"], "skipped", "{address}: {body}");
+    }
+    let old = format!("{}/api/v1/strava/webhook", service.url);
+    let (_, body) = service.call("POST", &format!("{base}/subscriptions?callback_url={old}")).await;
+    assert_eq!(body["subscriptions"][0]["status"], "updated", "{body}");
+    assert_eq!(body["subscriptions"][0]["id"], "318843");
+    // An address that answers no challenge.
+    let nobody = "http://127.0.0.1:9";
+    let (status, body) = service.call("POST", &format!("{base}/subscriptions?callback_url={nobody}")).await;
+    assert_eq!((status, &body["subscriptions"][0]["status"]), (200, &json!("error")), "{body}");
+    assert!(body["subscriptions"][0]["error"].as_str().is_some_and(|why| why.contains("not verifiable")), "{body}");
+
+    for (method, path, expected, detail) in [
+        ("GET", "strava/webhooks/subscriptions/1", 501, "Provider 'strava' does not support"),
+        ("PUT", "strava/webhooks/subscriptions/1?callback_url=x", 501, "Provider 'strava' does not support"),
+        ("PUT", "strava/webhooks/subscriptions/1", 400, "Field required"),
+        ("POST", "strava/webhooks/subscriptions/renew", 501, "Provider 'strava' does not support"),
+        ("GET", "nobody/webhooks/subscriptions", 404, "Unknown provider: 'nobody'"),
+        ("GET", "nobody/webhooks", 404, "Unknown provider: 'nobody'"),
+        ("POST", "nobody/webhooks", 404, "Unknown provider: 'nobody'"),
+        ("DELETE", "strava/webhooks", 405, "Method Not Allowed"),
+        ("GET", "strava/webhooks", 400, "Invalid hub.mode"),
+        ("GET", "strava/webhooks?hub.mode=subscribe&hub.verify_token=x&hub.challenge=1", 403, "Invalid verify token"),
+    ] {
+        let (status, body) = service.call(method, &format!("/api/v1/providers/{path}")).await;
+        let told = body["detail"].as_str().unwrap_or_default();
+        assert!(status == expected && told.starts_with(detail), "{method} {path}: {status} {body}");
+    }
+    let (status, health) = service.call("GET", "/api/v1/strava/webhooks/health").await;
+    assert_eq!((status, health), (200, json!({"status": "ok", "service": "strava-webhooks"})));
+    for path in ["/api/v1/strava/webhooks", "/api/v1/strava/webhook", "/api/v1/strava/webhooks/x"] {
+        let (status, body) = service.call("GET", path).await;
+        assert_eq!((status, &body["detail"]), (400, &json!("Invalid hub.mode")), "{path}");
+    }
+
+    let callback = {
+        let path = format!("{base}/subscriptions?callback_url={}", service.url);
+        let (_, body) = service.call("POST", &path).await;
+        assert_eq!(body["subscriptions"][0]["status"], "created", "the failed one left none: {body}");
+        body["subscriptions"][0]["id"].as_str().expect("an id").to_owned()
+    };
+    let (status, body) = service.call("DELETE", &format!("{base}/subscriptions/{callback}")).await;
+    assert_eq!((status, body), (200, json!({"deleted": {"id": callback, "status": "deleted"}})));
+    let (_, listed) = service.call("GET", &format!("{base}/subscriptions")).await;
+    assert_eq!(listed, json!({"subscriptions": []}));
+}
+
+async fn forged(shape: Shape) {
+    let service = Service::new(shape, small(), Clock::system(), &[]).await;
+    let plain = "/api/v1/providers/strava/webhooks";
+    let good = event("activity", 1, "create", 70_412_355, 5);
+    let (status, body) = service.post(plain, good.clone(), None).await;
+    assert_eq!((status, &body["code"]), (404, &json!("webhooks_off")), "nothing is subscribed to: {body}");
+    let callback = service.subscribe().await;
+    let wrong = format!("{}A", &callback[..callback.len() - 1]);
+    let other = good.replace("318842", "318843");
+    let without = good.replace("\"subscription_id\":318842,", "");
+    for (path, body, expected, detail) in [
+        (plain, good.clone(), 401, "Invalid webhook signature"),
+        ("/api/v1/strava/webhooks", good.clone(), 401, "Invalid webhook signature"),
+        (&wrong, good.clone(), 401, "Invalid webhook signature"),
+        (&callback, other, 401, "Invalid webhook signature"),
+        (&callback, without, 401, "Invalid webhook signature"),
+        (&callback, "{".to_owned(), 400, "Invalid JSON body"),
+        (&callback, String::new(), 400, "Invalid JSON body"),
+        (&callback, "[]".to_owned(), 400, "Invalid JSON body"),
+        (&wrong, "{".to_owned(), 401, "Invalid webhook signature"),
+        (&callback, " ".repeat((1 << 20) + 1), 413, "Request body is larger"),
+    ] {
+        let (status, answer) = service.post(path, body.clone(), None).await;
+        let told = answer["detail"].as_str().unwrap_or_default();
+        assert!(status == expected && told.starts_with(detail), "{path} {status} {answer}");
+    }
+    // In pieces, so that no length is announced.
+    let pieces = futures::stream::iter((0..20).map(|_| Ok::<_, std::io::Error>(vec![b' '; 100_000])));
+    let (status, _) = service.post(&callback, reqwest::Body::wrap_stream(pieces), None).await;
+    assert_eq!(status, 413);
+    assert!(service.deliveries().await.is_empty(), "something forged was kept");
+    for _ in 0..3 {
+        let (status, body) = service.post(&callback, good.clone(), None).await;
+        assert_eq!((status, body), (200, json!({"status": "accepted"})));
+    }
+    let kept = service.deliveries().await;
+    assert_eq!(kept.len(), 1);
+    assert_eq!(kept[0].headers, json!({"content-type": "application/json"}).to_string());
+    let sealed = service.world.engine.db.find_delivery_body(kept[0].id).await.expect("reads").expect("is there");
+    assert!(!sealed.windows(8).any(|window| window == b"70412355"), "the body is not sealed");
+    let body = sync::delivery_body(&service.world.engine, kept[0].id).await.expect("opens");
+    assert_eq!(body.as_deref(), Some(good.as_bytes()));
+}
+
+async fn signed(shape: Shape) {
+    let settings = [("WEARSYNC_PROVIDERS__STRAVA__WEBHOOK_SIGNATURE", "true")];
+    let service = Service::new(shape, Options { sign_events: true, ..small() }, Clock::system(), &settings).await;
+    let callback = service.subscribe().await;
+    service.world.sync().await;
+    service.world.control("upload", json!({"athlete": 0})).await;
+    let events = service.until_sent().await;
+    assert_eq!((&events["acknowledged"], &events["given_up"]), (&json!(1), &json!(0)), "{events}");
+    assert_eq!(service.deliveries().await.len(), 1);
+    let good = event("activity", 1, "create", 70_412_355, 5);
+    for signature in [None, Some("t=1,v1=00"), Some("nonsense")] {
+        let (status, _) = service.post(&callback, good.clone(), signature).await;
+        assert_eq!(status, 401, "{signature:?}");
+    }
+    assert_eq!(service.deliveries().await.len(), 1);
+    service.work().await;
+    service.world.check().await;
+}
+
+async fn exact(shape: Shape) {
+    let service = Service::new(shape, small(), Clock::mock(NOW.parse().expect("an instant")), &[]).await;
+    let world = &service.world;
+    world.sync().await;
+    service.subscribe().await;
+    // Its start, its row, its streams.
+    let calls = service.calls_of(world.control("upload", json!({"athlete": 0, "manual": false}))).await;
+    assert_eq!(calls, [1, 1, 1], "list, detail, streams of an upload");
+    world.check().await;
+    let id = service.newest().await;
+    let calls = service.calls_of(world.control("edit", json!({"athlete": 0, "id": id, "name": "Abendrunde 🌙"}))).await;
+    assert_eq!(calls, [1, 0, 0], "of a new title");
+    world.check().await;
+    let calls = service.calls_of(world.control("edit", json!({"athlete": 0, "id": id, "private": true}))).await;
+    assert_eq!(calls, [1, 0, 0], "of a new privacy, with the right to see it");
+    // Said to be gone, and there.
+    let lie = json!({"athlete": 0, "object_type": "activity", "object_id": id, "aspect_type": "delete"});
+    assert_eq!(service.calls_of(world.control("event", lie)).await, [0, 1, 0], "of a delete that is none");
+    world.check().await;
+    let calls = service.calls_of(world.control("delete", json!({"athlete": 0, "id": id}))).await;
+    assert_eq!(calls, [0, 1, 0], "of a delete");
+    world.check().await;
+    // An update of what is deleted comes late: nothing is there, and nothing comes back.
+    let late = json!({"athlete": 0, "object_type": "activity", "object_id": id, "aspect_type": "update",
+        "updates": {"title": "late"}});
+    assert_eq!(service.calls_of(world.control("event", late)).await, [1, 1, 0], "of an update after the delete");
+    world.check().await;
+    // The other athlete is nobody of ours.
+    let strange = json!({"athlete": 1, "object_type": "athlete", "aspect_type": "update"});
+    assert_eq!(service.calls_of(world.control("event", strange)).await, [0, 0, 0]);
+    for delivery in service.deliveries().await {
+        assert_eq!(delivery.state, "done", "{delivery:?}");
+    }
+    for run in service.runs().await {
+        assert_eq!(run.run_state(), RunState::Success, "{run:?}");
+    }
+    let calls = service.calls_of(world.control("upload", json!({"athlete": 0, "manual": true}))).await;
+    assert_eq!(calls, [1, 1, 0], "of what was typed in by hand");
+    world.check().await;
+    let told =
+        world.engine.db.list_deliveries(&DeliveryFilter { limit: 1, ..Default::default() }).await.expect("lists");
+    let items = world.engine.db.list_delivery_items(told[0].id).await.expect("lists");
+    assert_eq!((items.len(), items[0].state.as_str(), items[0].connection_id), (1, "accepted", Some(world.connection)));
+    let run = world.run(items[0].run_id.expect("a run")).await;
+    assert_eq!((run.source.as_str(), run.class), ("webhook", 1));
+}
+
+async fn shuffled(shape: Shape) {
+    let options = Options { duplicate_events: 0.5, late_events: 0.5, ..small() };
+    let service = Service::new(shape, options, Clock::system(), &[]).await;
+    let world = &service.world;
+    world.sync().await;
+    service.subscribe().await;
+    let working = tokio::spawn(wearsync::worker::work(world.engine.clone()));
+    let start = world.clock.now() - chrono::Duration::hours(20);
+    let mut events = 0;
+    for n in 0..8 {
+        let at = (start + chrono::Duration::minutes(30 * n)).to_rfc3339();
+        let made = world.control("upload", json!({"athlete": 0, "start": at, "elapsed_time": 60})).await;
+        events += 1;
+        if n % 2 == 0 {
+            world.control("edit", json!({"athlete": 0, "id": made["id"], "name": format!("Title {n}")})).await;
+            events += 1;
+        }
+        if n % 4 == 0 {
+            world.control("delete", json!({"athlete": 0, "id": made["id"]})).await;
+            events += 1;
+        }
+    }
+    let told = service.until_sent().await;
+    assert!(told["sent"].as_u64().expect("a number") > events, "no event was sent twice: {told}");
+    assert_eq!(told["given_up"], 0, "{told}");
+    assert_eq!(service.deliveries().await.len() as u64, events);
+    // An upload that is gone before it is looked for waits for some minutes: nothing else may be left.
+    let waits = |run: &Run| run.run_state() == RunState::Waiting && run.committed == 0;
+    for _ in 0..1000 {
+        let open = service.runs().await.into_iter().filter(|run| !run.run_state().is_final() && !waits(run)).count();
+        let queued = service.deliveries().await.iter().filter(|delivery| delivery.state != "done").count();
+        if open + queued == 0 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    world.engine.stop.cancel();
+    working.await.expect("ends").expect("ends well");
+    world.check().await;
+}
+
+async fn deauthorised(shape: Shape) {
+    let service = Service::new(shape, small(), Clock::mock(NOW.parse().expect("an instant")), &[]).await;
+    let world = &service.world;
+    world.sync().await;
+    service.subscribe().await;
+    let status = async || {
+        let views = world.engine.db.list_connections(Some(world.user)).await.expect("lists");
+        (views[0].connection.status.clone(), views[0].account_status.clone())
+    };
+    let refreshes =
+        async || world.ask("ledger").await["ledger"]["tokens"]["refresh_attempts"].as_u64().expect("a number");
+    let before = refreshes().await;
+    // Lies, in every form: a refresh tells so.
+    for (aspect, updates) in
+        [("update", json!({"authorized": "false"})), ("update", json!({"authorized": false})), ("delete", json!({}))]
+    {
+        let lie = json!({"athlete": 0, "object_type": "athlete", "aspect_type": aspect, "updates": updates});
+        world.control("event", lie).await;
+        service.until_sent().await;
+        service.work().await;
+        assert_eq!(status().await, ("active".to_owned(), "active".to_owned()));
+        service.later();
+    }
+    assert_eq!(refreshes().await - before, 3, "each is confirmed by one refresh");
+    world.sync().await;
+    world.check().await;
+
+    world.control("revoke", json!({"athlete": 0})).await;
+    service.until_sent().await;
+    service.work().await;
+    assert_eq!(status().await, ("revoked".to_owned(), "reauth".to_owned()));
+    let runs = service.runs().await;
+    assert!(runs[0].reason.as_deref().is_some_and(|why| why.contains("took back")), "{:?}", runs[0]);
+    // Events may go on for a while.
+    service.later();
+    let late = json!({"athlete": 0, "object_type": "athlete", "aspect_type": "delete"});
+    world.control("event", late).await;
+    service.until_sent().await;
+    service.work().await;
+    assert_eq!(service.runs().await.len(), runs.len(), "nobody acts on it");
+    let views = world.engine.db.list_connections(Some(world.user)).await.expect("lists");
+    assert_eq!(views.len(), 1);
+    world.connect(world.user, 0).await;
+    assert_eq!(status().await, ("active".to_owned(), "active".to_owned()));
+    let run = world.sync().await;
+    assert_eq!(run.run_state(), RunState::Success, "{run:?}");
+}
+
+async fn stranger(shape: Shape) {
+    let clock = Clock::mock(NOW.parse().expect("an instant"));
+    let service = Service::new(shape, small(), clock, &[]).await;
+    let world = &service.world;
+    let callback = service.subscribe().await;
+    let athlete = world.ask("truth?athlete=1").await["athlete"].as_u64().expect("an id");
+    let (id, _) = truth(&service.http, &world.sim.url(), 1).await.pop_first().expect("an activity");
+    let id: u64 = id.parse().expect("a number");
+    service.post(&callback, event("activity", id, "create", athlete, 5), None).await;
+    service.post(&callback, event("activity", id, "create", 12_345, 5), None).await;
+    service.work().await;
+    let kept = service.deliveries().await;
+    assert!(kept.iter().all(|delivery| delivery.state == "waiting" && delivery.due_at > world.clock.now()), "{kept:?}");
+
+    // Connected, and named by the first call that is made with the grant.
+    let user = world.engine.db.insert_user(NewUser::default(), world.clock.now()).await.expect("a user").id;
+    let connection = world.connect(user, 1).await;
+    let setup = world.engine.provider("strava").expect("strava");
+    let token = world.engine.db.find_connection(connection).await.expect("reads").expect("is there").account_id;
+    world.engine.db.name_account(token, &athlete.to_string(), world.clock.now()).await.expect("names");
+    assert_eq!(setup.spec().name.0, "strava");
+    world.clock.set(world.clock.now() + chrono::Duration::hours(1));
+    service.work().await;
+    let stored = world.engine.db.find_start(connection, wearsync::model::Kind::Workout, &id.to_string()).await;
+    assert!(stored.expect("reads").is_some(), "the event came first, and was not lost");
+    let states = |kept: &[Delivery]| kept.iter().map(|delivery| delivery.state.clone()).collect::<Vec<_>>();
+    assert_eq!(states(&service.deliveries().await), ["waiting", "done"], "newest first");
+
+    world.clock.set(world.clock.now() + chrono::Duration::hours(24));
+    service.work().await;
+    let kept = service.deliveries().await;
+    assert_eq!(states(&kept), ["done", "done"]);
+    let items = world.engine.db.list_delivery_items(kept[0].id).await.expect("lists");
+    assert_eq!((items.len(), items[0].state.as_str()), (1, "dropped"));
+    assert!(kept[0].attempts < 40, "it was looked for {} times", kept[0].attempts);
+}
+
+async fn not_yet(shape: Shape) {
+    let clock = Clock::mock(NOW.parse().expect("an instant"));
+    let service = Service::new(shape, small(), clock, &[]).await;
+    let world = &service.world;
+    world.sync().await;
+    let callback = service.subscribe().await;
+    let start = (world.clock.now() - chrono::Duration::hours(2)).to_rfc3339();
+    world.control("fault", json!({"faults": ["404@detail=1*2"]})).await;
+    world.control("upload", json!({"athlete": 0, "start": start})).await;
+    service.until_sent().await;
+    service.work().await;
+    let begun = world.clock.now();
+    let run = service.runs().await.remove(0);
+    assert_eq!(run.run_state(), RunState::Waiting, "{run:?}");
+    let run = world.finish(run.id).await;
+    assert_eq!(run.run_state(), RunState::Success, "{run:?}");
+    assert!(world.clock.now() - begun < chrono::Duration::minutes(1));
+    world.check().await;
+
+    // One that never comes is left alone, after some minutes and few calls.
+    let before = service.calls().await;
+    service.post(&callback, event("activity", 99, "create", 70_412_355, 6), None).await;
+    service.work().await;
+    let begun = world.clock.now();
+    let run = world.finish(service.runs().await[0].id).await;
+    assert_eq!(run.run_state(), RunState::Success, "{run:?}");
+    assert!(run.report.as_deref().is_some_and(|report| report.contains("the next sync looks for it")), "{run:?}");
+    let took = world.clock.now() - begun;
+    assert!(took > chrono::Duration::minutes(5) && took < chrono::Duration::minutes(21), "{took}");
+    let calls = service.calls().await[1] - before[1];
+    assert!((4..10).contains(&calls), "{calls} calls");
+    world.check().await;
+}
+
+async fn replayed(shape: Shape) {
+    let clock = Clock::mock(NOW.parse().expect("an instant"));
+    let service = Service::new(shape, small(), clock, &[]).await;
+    let world = &service.world;
+    world.sync().await;
+    let callback = service.subscribe().await;
+    let id = service.newest().await;
+    service.post(&callback, event("activity", id, "update", 70_412_355, 5), None).await;
+    service.work().await;
+    let delivery = service.deliveries().await.remove(0);
+    let first = world.engine.db.list_delivery_items(delivery.id).await.expect("lists")[0].run_id;
+    assert!(sync::replay(&world.engine, delivery.id).await.expect("replays"));
+    service.work().await;
+    let items = world.engine.db.list_delivery_items(delivery.id).await.expect("lists");
+    assert!(items.len() == 1 && items[0].run_id != first, "{items:?}");
+    let run = world.run(items[0].run_id.expect("a run")).await;
+    assert_eq!(run.run_state(), RunState::Success);
+    assert!(run.report.as_deref().is_some_and(|report| report.contains("\"updated\":0")), "it writes nothing: {run:?}");
+    world.check().await;
+
+    // Its body outlives its work by three days, and the row goes after thirty.
+    let connection = world.engine.db.find_connection(world.connection).await.expect("reads").expect("is there");
+    assert_eq!(connection.status, "active");
+    let later = async |hours: i64| {
+        world.clock.set(delivery.received_at + chrono::Duration::hours(hours));
+        sync::clean_up_deliveries(&world.engine).await.expect("cleans up");
+        world.engine.db.find_delivery(delivery.id).await.expect("reads").map(|delivery| delivery.has_body)
+    };
+    assert_eq!(later(71).await, Some(true));
+    assert_eq!(later(73).await, Some(false));
+    assert!(!sync::replay(&world.engine, delivery.id).await.expect("answers"), "nothing is left to replay");
+    assert_eq!(later(29 * 24).await, Some(false));
+    assert_eq!(later(30 * 24 + 1).await, None);
+}
+
+async fn over_the_api(shape: Shape) {
+    let service = Service::new(shape, small(), Clock::mock(NOW.parse().expect("an instant")), &[]).await;
+    let world = &service.world;
+    world.sync().await;
+    let callback = service.subscribe().await;
+    let id = service.newest().await;
+    for n in 0..3 {
+        service.post(&callback, event("activity", id, "update", 70_412_355, n), None).await;
+    }
+    let (status, page) = service.call("GET", "/api/v1/deliveries?limit=2&state=queued&provider=strava").await;
+    assert_eq!((status, page["items"].as_array().map(Vec::len)), (200, Some(2)), "{page}");
+    let before = page["next_before"].as_str().expect("a second page");
+    let (_, page) = service.call("GET", &format!("/api/v1/deliveries?limit=2&before={before}")).await;
+    assert_eq!((page["items"].as_array().map(Vec::len), &page["next_before"]), (Some(1), &Value::Null), "{page}");
+    for delivery in service.deliveries().await {
+        assert_eq!(sync::deliver(&world.engine, delivery.id).await.expect("delivers"), Delivered::Done);
+    }
+    service.work().await;
+    let path = format!("/api/v1/deliveries/{}", page["items"][0]["id"].as_str().expect("an id"));
+    let (_, one) = service.call("GET", &path).await;
+    assert_eq!((&one["delivery"]["status"], &one["items"][0]["status"]), (&json!("done"), &json!("accepted")), "{one}");
+    assert_eq!(one["items"][0]["notice"]["external_id"], json!(id.to_string()));
+    assert!(!one.to_string().contains("aspect_type"), "the body is not told: {one}");
+    // Three notices of one thing, before anybody worked on it, are one run.
+    assert_eq!(service.runs().await.iter().filter(|run| run.source == "webhook").count(), 1);
+    let (status, body) = service.call("POST", &format!("{path}/replay")).await;
+    assert_eq!((status, &body["status"]), (200, &json!("queued")), "{body}");
+    let (_, one) = service.call("GET", &path).await;
+    assert_eq!((&one["delivery"]["status"], &one["items"]), (&json!("queued"), &json!([])), "{one}");
+    service.work().await;
+    world.clock.set(world.clock.now() + chrono::Duration::hours(80));
+    sync::clean_up_deliveries(&world.engine).await.expect("cleans up");
+    let (status, body) = service.call("POST", &format!("{path}/replay")).await;
+    assert_eq!((status, &body["code"]), (409, &json!("not_replayable")), "{body}");
+    let nobody = "/api/v1/deliveries/0198c0de-7e57-7a39-9d0c-2f8e1f0f4c77";
+    for (method, path, expected) in [
+        ("GET", nobody.to_owned(), 404),
+        ("POST", format!("{nobody}/replay"), 404),
+        ("GET", "/api/v1/deliveries/1".to_owned(), 400),
+        ("GET", "/api/v1/deliveries?state=lost".to_owned(), 400),
+        ("GET", "/api/v1/deliveries?provider=nobody".to_owned(), 400),
+        ("GET", "/api/v1/deliveries?limit=0".to_owned(), 400),
+    ] {
+        let (status, body) = service.call(method, &path).await;
+        assert_eq!(status, expected, "{method} {path}: {body}");
+    }
+    for (method, path) in [
+        ("GET", "/api/v1/deliveries"),
+        ("GET", nobody),
+        ("GET", "/api/v1/providers/strava/webhooks/subscriptions"),
+        ("POST", "/api/v1/providers/strava/webhooks/subscriptions?callback_url=x"),
+        ("DELETE", "/api/v1/providers/strava/webhooks/subscriptions/1"),
+    ] {
+        let answer = service.http.request(method.parse().expect("a method"), format!("{}{path}", service.url));
+        assert_eq!(answer.send().await.expect("answers").status(), 401, "{method} {path}");
+    }
+}
+
+async fn parked(shape: Shape) {
+    let clock = Clock::mock(NOW.parse().expect("an instant"));
+    let service = Service::new(shape, small(), clock, &[]).await;
+    let world = &service.world;
+    let callback = service.subscribe().await;
+    service.post(&callback, event("activity", 7, "update", 70_412_355, 5), None).await;
+    let id = service.deliveries().await[0].id;
+    let db = &world.engine.db;
+    let mut last = None;
+    for _ in 0..3 {
+        let now = world.clock.now();
+        let claim = db.claim_delivery(id, "dies", now, now + chrono::Duration::seconds(30)).await.expect("claims");
+        let taken = db.claim_delivery(id, "other", now, now + chrono::Duration::seconds(30)).await.expect("answers");
+        assert!(taken.is_none(), "two have it");
+        last = claim;
+        world.clock.set(now + chrono::Duration::seconds(31));
+    }
+    assert_eq!(sync::deliver(&world.engine, id).await.expect("answers"), Delivered::Failed);
+    let delivery = db.find_delivery(id).await.expect("reads").expect("is there");
+    assert!(delivery.state == "failed" && delivery.reason.is_some_and(|why| why.contains("died")));
+    // Who comes back from the dead writes nothing.
+    let end = wearsync::storage::DeliveryEnd::Done;
+    let late = db.settle_delivery(&last.expect("a claim"), &[], &end, world.clock.now()).await;
+    assert!(matches!(late, Err(wearsync::storage::Error::Fenced)), "{late:?}");
+    assert!(sync::replay(&world.engine, id).await.expect("replays"));
+    assert_eq!(
+        sync::deliver(&world.engine, id).await.expect("answers"),
+        Delivered::PutBack(world.clock.now() + chrono::Duration::milliseconds(46_500))
+    );
+}
+
+async fn swept(shape: Shape) {
+    let service = Service::new(shape, small(), Clock::system(), &[]).await;
+    let world = &service.world;
+    let callback = service.subscribe().await;
+    service.post(&callback, event("activity", 7, "update", 70_412_355, 5), None).await;
+    let engine = Arc::clone(&world.engine);
+    let id = service.deliveries().await[0].id;
+    assert_eq!(engine.shared.pop(engine.clock.now_ms()).await.expect("pops"), Some(Job::Delivery(id)));
+    assert_eq!(engine.shared.pop(engine.clock.now_ms()).await.expect("pops"), None);
+    assert_eq!(sync::sweep(&engine).await.expect("sweeps"), 1);
+    assert_eq!(engine.shared.pop(engine.clock.now_ms()).await.expect("pops"), Some(Job::Delivery(id)));
+    assert!(sync::deliver(&engine, id).await.is_ok());
+    assert_eq!(sync::deliver(&engine, id).await.expect("answers"), Delivered::NotTaken);
+    let unknown: Option<RunId> = service.runs().await.first().map(|run| run.id);
+    assert_eq!(unknown, None, "an account that is pending is nobody yet");
+}
