@@ -249,7 +249,7 @@ impl Db {
         accept!(self, c => Ok(sqlx::query_as(&sql).bind(now).bind(again_at).bind(limit).fetch_all(&mut *c).await?))
     }
 
-    /// Gives the lease back after a refresh that brought nothing.
+    /// Gives the lease back after a refresh that brought nothing. A dead grant's token is dropped.
     ///
     /// # Errors
     /// When the database fails.
@@ -264,6 +264,7 @@ impl Db {
         let sql = "update accounts set
                 refresh_owner = case when $4 then refresh_owner else null end,
                 refresh_until = null,
+                refresh_token = case when $6 = '' then refresh_token else null end,
                 refusals = refusals + $5,
                 refused_since = case when $5 = 1 then coalesce(refused_since, $7) else refused_since end,
                 status = case when $6 = '' then status else 'reauth' end,

@@ -564,6 +564,10 @@ impl<'a> Work<'a> {
         if engine.db.name_account(id, provider_user_id, engine.now()).await? {
             return Ok(());
         }
+        // Another run of the account may have named it meanwhile.
+        if engine.db.find_account(id).await?.is_none_or(|account| account.provider_user_id == provider_user_id) {
+            return Ok(());
+        }
         // The person is known already, through another user or an earlier grant: one account, one grant, one refresher.
         let into = engine.db.move_account(id, provider_user_id, engine.now()).await?;
         engine.adopt_grant(&account, into).await?;

@@ -105,7 +105,7 @@ impl Engine {
         let looking = self.tokens.looking(id);
         let _looking = looking.lock().await;
         loop {
-            if let Some(token) = self.cached(id).await.filter(|token| token.version > refused) {
+            if let Some(token) = self.cached(id, refused).await {
                 return Ok(token);
             }
             let account = self
@@ -150,10 +150,14 @@ impl Engine {
         Ok(())
     }
 
-    async fn cached(&self, account: AccountId) -> Option<AccessToken> {
+    /// A token above the version that was refused: from memory, else from the shared cache. An older one in memory, which
+    /// may well live for hours yet, must not hide the newer one there.
+    async fn cached(&self, account: AccountId, refused: i64) -> Option<AccessToken> {
         let now = self.now();
-        let lives = |token: &AccessToken| token.expires_at > now + chrono::Duration::seconds(SPARE_SECONDS);
-        if let Some(token) = self.tokens.get(account).filter(|token| lives(token)) {
+        let is_good = |token: &AccessToken| {
+            token.version > refused && token.expires_at > now + chrono::Duration::seconds(SPARE_SECONDS)
+        };
+        if let Some(token) = self.tokens.get(account).filter(is_good) {
             // A version that another process has replaced since is still good: the old access token lives until it ends.
             return Some(token);
         }
@@ -168,8 +172,9 @@ impl Engine {
             version,
             expires_at: chrono::DateTime::<Utc>::from_timestamp_millis(shared.expires_ms)?,
         };
+        let token = Some(token).filter(is_good)?;
         self.tokens.put(account, token.clone());
-        Some(token).filter(|token| lives(token))
+        Some(token)
     }
 
     /// Refreshes, if this process may: `None` while another one does.
