@@ -290,7 +290,10 @@ fn accepts(place: &Place, seconds: u32) -> Result<f64, String> {
     let hash: String = vault::hash_secret(KEY).iter().map(|byte| format!("{byte:02x}")).collect();
     let hash = format!("'\\x{hash}'::bytea");
     let user = "lpad(to_hex((:u)::bigint), 32, '0')::uuid";
-    let access = fill(statement(FIND_ACCESS, "select k.id as key_id"), &[&hash, user, "'strava'"]);
+    let access = fill(
+        statement(FIND_ACCESS, "select d.id is not null"),
+        &[&hash, user, "'strava'", "null::uuid", "null::timestamptz"],
+    );
     // Ids in the order of time, as ours are.
     let id = "(lpad(to_hex((extract(epoch from clock_timestamp()) * 1000)::bigint), 12, '0')
         || substr(md5(random()::text), 1, 20))::uuid";
