@@ -110,12 +110,15 @@ impl Db {
     pub async fn list_unexported(&self, connection: ConnectionId, limit: i64, bytes: i64) -> Result<Vec<ExportPart>> {
         // A file is rendered from versions that never change, so that it comes back identical: hence the primary answer
         // of that time, not of today.
+        // The inner limit keeps nothing out: behind it a planner that knows nothing of a new connection cannot see that
+        // all its records are of one connection, and compare each of them with each answer (2 000 times 2 000).
         let sql = "with due as (
                 select p.id, p.body_size, r.stem
-                from parts p join records r
+                from (select id, connection_id, kind, external_id, body_size from parts
+                        where connection_id = $1 and export_due and body is not null limit 2147483647) p
+                join records r
                     on r.connection_id = p.connection_id and r.kind = p.kind and r.external_id = p.external_id
-                where p.connection_id = $1 and p.export_due and p.body is not null and not r.provisional
-                    and r.stem is not null
+                where not r.provisional and r.stem is not null
                 limit $2),
             sized as (
                 select id, stem, cast(sum(body_size) over (order by id) - body_size as bigint) as before from due)
