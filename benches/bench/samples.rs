@@ -107,6 +107,7 @@ fn record_write(id: RecordId, n: i64) -> RecordWrite {
     let at = DateTime::from_timestamp_millis(1_700_000_000_000 + n * 90_000_000).expect("in range");
     RecordWrite {
         id,
+        is_new: true,
         record: Record {
             kind: Kind::Workout,
             external_id: n.to_string(),

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use sqlx::QueryBuilder;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
@@ -137,6 +138,49 @@ macro_rules! transaction {
 }
 
 pub(super) use {accept, read, transaction, write};
+
+/// Writes ` = any(…)` or ` in (…)`: Postgres takes an array, and the statement is the same for any number of values.
+pub(super) trait PushIn<T> {
+    /// Whether the statement is worth keeping prepared.
+    fn push_in(&mut self, values: Vec<T>) -> bool;
+}
+
+impl<'q, T> PushIn<T> for QueryBuilder<'q, sqlx::Postgres>
+where
+    Vec<T>: sqlx::Encode<'q, sqlx::Postgres> + sqlx::Type<sqlx::Postgres> + 'q,
+{
+    fn push_in(&mut self, values: Vec<T>) -> bool {
+        self.push(" = any(").push_bind(values).push(")");
+        true
+    }
+}
+
+impl<'q, T> PushIn<T> for QueryBuilder<'q, sqlx::Sqlite>
+where
+    T: sqlx::Encode<'q, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite> + 'q,
+{
+    fn push_in(&mut self, values: Vec<T>) -> bool {
+        let kept = is_kept(values.len());
+        self.push(" in (");
+        let mut list = self.separated(", ");
+        for value in values {
+            list.push_bind(value);
+        }
+        self.push(")");
+        kept
+    }
+}
+
+/// Rows written by one statement. Statements of exactly so many rows, or of a few, are prepared once per connection: to
+/// have a page of 200 workouts parsed and planned takes Postgres longer than to write it.
+pub(super) const BULK: usize = 50;
+/// A part with its samples comes as one row, or as one per series.
+const FEW: usize = 8;
+
+/// Whether a statement of so many rows is kept prepared.
+pub(super) fn is_kept(rows: usize) -> bool {
+    rows <= FEW || rows == BULK
+}
 
 impl Db {
     /// Opens a Postgres database and brings nothing up to date yet.

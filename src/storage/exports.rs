@@ -1,7 +1,7 @@
 use chrono::{DateTime, NaiveDate, Utc};
 use sqlx::QueryBuilder;
 
-use super::db::{accept, read, transaction};
+use super::db::{PushIn, accept, read, transaction};
 use super::{Db, Result};
 use crate::model::{ConnectionId, PartId, RecordId, UserId};
 
@@ -156,22 +156,14 @@ impl Db {
     pub async fn clear_exports(&self, parts: &[PartId], records: &[RecordId]) -> Result<()> {
         transaction!(self, t => {
             if !parts.is_empty() {
-                let mut query = QueryBuilder::new("update parts set export_due = false where id in (");
-                let mut list = query.separated(", ");
-                for id in parts {
-                    list.push_bind(*id);
-                }
-                query.push(")");
-                query.build().persistent(false).execute(&mut *t).await?;
+                let mut query = QueryBuilder::new("update parts set export_due = false where id");
+                let prepared = query.push_in(parts.to_vec());
+                query.build().persistent(prepared).execute(&mut *t).await?;
             }
             if !records.is_empty() {
-                let mut query = QueryBuilder::new("update records set export_due = false where id in (");
-                let mut list = query.separated(", ");
-                for id in records {
-                    list.push_bind(*id);
-                }
-                query.push(")");
-                query.build().persistent(false).execute(&mut *t).await?;
+                let mut query = QueryBuilder::new("update records set export_due = false where id");
+                let prepared = query.push_in(records.to_vec());
+                query.build().persistent(prepared).execute(&mut *t).await?;
             }
         });
         Ok(())

@@ -13,6 +13,7 @@ mod deliveries;
 mod developers;
 mod error;
 mod exports;
+mod insert;
 mod oauth_states;
 mod page;
 mod provider_settings;

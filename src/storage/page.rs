@@ -1,11 +1,13 @@
 //! The one transaction that moves anything: a page of provider data with the position it moves.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::Ordering;
 
 use chrono::{DateTime, Utc};
 use sqlx::QueryBuilder;
 
-use super::db::{read, transaction};
+use super::db::{BULK, PushIn, is_kept, read, transaction};
+use super::insert::{Column, Insert, Write};
 use super::{Db, Error, Result};
 use crate::model::{
     Chunk, ConnectionId, Details, Kind, PartId, PartName, PartState, Purpose, Record, RecordId, RunId, Source, Wanted,
@@ -134,6 +136,8 @@ pub struct WantedWrite {
 pub struct RecordWrite {
     /// Its id, new or known.
     pub id: RecordId,
+    /// Nothing is stored of it: there is no conflict to look for.
+    pub is_new: bool,
     /// Its content.
     pub record: Record,
     /// Digest of the content.
@@ -218,16 +222,35 @@ pub struct Boundary {
 
 type ChunkKey = (i64, bool, i64);
 
-/// Rows written by one statement. Statements of exactly so many rows, or of a few, are prepared once per connection: to
-/// have a page of 200 workouts parsed and planned takes Postgres longer than to write it.
-const BULK: usize = 50;
-/// A part with its samples comes as one row, or as one per series.
-const FEW: usize = 8;
+const RECORD_COLUMNS: &str = "id, kind, external_id, hash, shape, revision, stem, deleted_at, stored_at";
+const PART_COLUMNS: &str = "id, kind, external_id, part, state, hash, version, attempts, body is not null as has_body";
 
-/// Whether a statement of so many rows is kept prepared.
-pub(super) fn is_kept(rows: usize) -> bool {
-    rows <= FEW || rows == BULK
-}
+/// What becomes of a record that is stored already.
+const RECORD_AGAIN: &str = "on conflict (connection_id, kind, external_id) do update set
+    data_source_id = excluded.data_source_id, type = excluded.type, title = excluded.title,
+    start_at = excluded.start_at, end_at = excluded.end_at, utc_offset_s = excluded.utc_offset_s,
+    zone = excluded.zone, local_day = excluded.local_day, hash = excluded.hash,
+    shape = excluded.shape, revision = excluded.revision, provisional = excluded.provisional,
+    source_updated_at = excluded.source_updated_at, deleted_at = null";
+/// The same, of a workout.
+const WORKOUT_AGAIN: &str =
+    "on conflict (record_id) do update set type = excluded.type, elapsed_s = excluded.elapsed_s,
+    moving_s = excluded.moving_s, distance_m = excluded.distance_m, ascent_m = excluded.ascent_m,
+    elevation_high_m = excluded.elevation_high_m, elevation_low_m = excluded.elevation_low_m,
+    average_speed_m_per_s = excluded.average_speed_m_per_s,
+    max_speed_m_per_s = excluded.max_speed_m_per_s,
+    average_heart_rate_bpm = excluded.average_heart_rate_bpm,
+    max_heart_rate_bpm = excluded.max_heart_rate_bpm,
+    average_cadence_per_min = excluded.average_cadence_per_min,
+    average_power_w = excluded.average_power_w, max_power_w = excluded.max_power_w,
+    weighted_power_w = excluded.weighted_power_w, power_measured = excluded.power_measured,
+    work_kj = excluded.work_kj, energy_kcal = excluded.energy_kcal,
+    energy_estimated = excluded.energy_estimated,
+    average_temperature_c = excluded.average_temperature_c,
+    start_latitude_deg = excluded.start_latitude_deg,
+    start_longitude_deg = excluded.start_longitude_deg, gear_id = excluded.gear_id,
+    manual = excluded.manual, laps = excluded.laps, heart_rate_zones = excluded.heart_rate_zones,
+    power_zones = excluded.power_zones, pace_zones = excluded.pace_zones";
 
 impl Db {
     /// Reads what is stored of these records.
@@ -267,29 +290,55 @@ impl Db {
         if ids.is_empty() {
             return Ok(state);
         }
-        // By kind, so that every id is one look-up in the index (connection, kind, external id).
-        let kinds: BTreeSet<Kind> = ids.iter().map(|(kind, _)| *kind).collect();
-        macro_rules! select {
-            ($p:expr, $sql:literal, $row:ty, $tail:literal) => {{
-                let mut query = QueryBuilder::new($sql);
-                query.push_bind(connection).push(" and (");
-                for (n, kind) in kinds.iter().enumerate() {
-                    query.push(if n == 0 { "(kind = " } else { " or (kind = " }).push_bind(kind.as_str());
-                    query.push(" and external_id in (");
-                    let mut list = query.separated(", ");
-                    for (_, id) in ids.iter().filter(|(of, _)| of == kind) {
-                        list.push_bind(id.as_str());
-                    }
-                    query.push("))");
+        let (records, parts): (Vec<Rec>, Vec<Part>) = match self {
+            Self::Postgres(db) => {
+                db.statements.fetch_add(2, Ordering::Relaxed);
+                // One look-up in the index for each key: a planner that knows nothing of a new connection would take all
+                // of its records for a handful, and read them all for each page.
+                let (kinds, names): (Vec<&str>, Vec<&str>) =
+                    ids.iter().map(|(kind, id)| (kind.as_str(), id.as_str())).unzip();
+                let by_key = |columns: &str, table: &str, more: &str| {
+                    format!(
+                        "select f.* from unnest($2::text[], $3::text[]) as k (kind, external_id) cross join lateral
+                        (select {columns} from {table} where connection_id = $1 and kind = k.kind
+                            and external_id = k.external_id {more} limit 100) f"
+                    )
+                };
+                let sql = by_key(RECORD_COLUMNS, "records", "");
+                let records =
+                    sqlx::query_as(&sql).bind(connection).bind(&kinds).bind(&names).fetch_all(&db.pool).await?;
+                let sql = by_key(PART_COLUMNS, "parts", "and superseded_at is null");
+                let parts = sqlx::query_as(&sql).bind(connection).bind(&kinds).bind(&names).fetch_all(&db.pool).await?;
+                (records, parts)
+            }
+            Self::Sqlite(db) => {
+                db.statements.fetch_add(2, Ordering::Relaxed);
+                let mut by_kind: BTreeMap<Kind, Vec<&str>> = BTreeMap::new();
+                for (kind, id) in ids {
+                    by_kind.entry(*kind).or_default().push(id.as_str());
                 }
-                query.push($tail);
-                query.build_query_as::<$row>().persistent(is_kept(ids.len())).fetch_all($p).await?
-            }};
-        }
-        let records = read!(self, p => select!(p, "select id, kind, external_id, hash, shape, revision, stem, deleted_at,
-            stored_at from records where connection_id = ", Rec, ")"));
-        let parts = read!(self, p => select!(p, "select id, kind, external_id, part, state, hash, version, attempts,
-            body is not null as has_body from parts where connection_id = ", Part, ") and superseded_at is null"));
+                let (mut records, mut parts) = (Vec::new(), Vec::new());
+                for (kind, names) in by_kind {
+                    let by_key = |columns: &str, table: &str, more: &str| {
+                        let mut query =
+                            QueryBuilder::new(format!("select {columns} from {table} where connection_id = "));
+                        query
+                            .push_bind(connection)
+                            .push(" and kind = ")
+                            .push_bind(kind.as_str())
+                            .push(" and external_id");
+                        let kept = query.push_in(names.clone());
+                        query.push(more);
+                        (query, kept)
+                    };
+                    let (mut query, kept) = by_key(RECORD_COLUMNS, "records", "");
+                    records.extend(query.build_query_as().persistent(kept).fetch_all(&db.read).await?);
+                    let (mut query, kept) = by_key(PART_COLUMNS, "parts", " and superseded_at is null");
+                    parts.extend(query.build_query_as().persistent(kept).fetch_all(&db.read).await?);
+                }
+                (records, parts)
+            }
+        };
         for row in records {
             let Some(kind) = Kind::parse(&row.kind) else { continue };
             state.records.insert(
@@ -343,6 +392,8 @@ impl Db {
             }
             Self::Sqlite(_) => "select epoch, page_seq, user_id, provider from connections where id = $1",
         };
+        // Postgres takes a whole table's rows as arrays; a statement of SQLite grows with them.
+        let bulk = if matches!(self, Self::Postgres(_)) { usize::MAX } else { BULK };
         transaction!(self, t => {
             let connection: Option<(i64, i64, crate::model::UserId, String)> =
                 sqlx::query_as(lock).bind(fence.connection).fetch_optional(&mut *t).await?;
@@ -372,35 +423,36 @@ impl Db {
                 page.parts.iter().filter_map(|part| part.replaces).partition(|(_, keep)| *keep);
             if !kept.is_empty() {
                 let mut query = QueryBuilder::new("update parts set state = 'stored', superseded_at = ");
-                query.push_bind(now).push(" where id in (");
-                let mut list = query.separated(", ");
-                for (id, _) in kept {
-                    list.push_bind(id);
-                }
-                query.push(")");
-                query.build().persistent(false).execute(&mut *t).await?;
+                query.push_bind(now).push(" where id");
+                let prepared = query.push_in(kept.into_iter().map(|(id, _)| id).collect::<Vec<PartId>>());
+                query.build().persistent(prepared).execute(&mut *t).await?;
             }
             if !gone.is_empty() || !page.dropped.is_empty() {
-                let mut query = QueryBuilder::new("delete from parts where id in (");
-                let mut list = query.separated(", ");
-                for id in gone.into_iter().map(|(id, _)| id).chain(page.dropped.iter().copied()) {
-                    list.push_bind(id);
-                }
-                query.push(")");
-                query.build().persistent(false).execute(&mut *t).await?;
+                let mut query = QueryBuilder::new("delete from parts where id");
+                let ids: Vec<PartId> = gone.into_iter().map(|(id, _)| id).chain(page.dropped.iter().copied()).collect();
+                let prepared = query.push_in(ids);
+                query.build().persistent(prepared).execute(&mut *t).await?;
             }
-            for parts in page.parts.chunks(BULK) {
-                let mut query = QueryBuilder::new("insert into parts (id, connection_id, kind, external_id, part, version,
-                    state, order_at, due_at, last_error, body, body_size, hash, formula, fetched_at, stored_at, export_due) ");
-                query.push_values(parts, |mut row, part| {
-                    row.push_bind(part.id).push_bind(fence.connection).push_bind(part.kind.as_str())
-                        .push_bind(part.external_id.as_str()).push_bind(part.part.0).push_bind(part.version)
-                        .push_bind(part.state.as_str()).push_bind(part.order_at).push_bind(now)
-                        .push_bind(part.last_error.as_deref()).push_bind(part.body.as_slice()).push_bind(part.body_size)
-                        .push_bind(part.hash.as_slice()).push_bind(part.formula).push_bind(now).push_bind(now)
-                        .push_bind(part.export_due);
-                });
-                query.build().persistent(is_kept(parts.len())).execute(&mut *t).await?;
+            for parts in page.parts.chunks(bulk) {
+                Insert::into("parts", parts.len())
+                    .column("id", "uuid", parts.iter().map(|part| part.id))
+                    .column("connection_id", "uuid", parts.iter().map(|_| fence.connection))
+                    .column("kind", "text", parts.iter().map(|part| part.kind.as_str()))
+                    .column("external_id", "text", parts.iter().map(|part| part.external_id.as_str()))
+                    .column("part", "text", parts.iter().map(|part| part.part.0))
+                    .column("version", "bigint", parts.iter().map(|part| part.version))
+                    .column("state", "text", parts.iter().map(|part| part.state.as_str()))
+                    .column("order_at", "timestamptz", parts.iter().map(|part| part.order_at))
+                    .column("due_at", "timestamptz", parts.iter().map(|_| now))
+                    .column("last_error", "text", parts.iter().map(|part| part.last_error.as_deref()))
+                    .column("body", "bytea", parts.iter().map(|part| part.body.as_slice()))
+                    .column("body_size", "bigint", parts.iter().map(|part| part.body_size))
+                    .column("hash", "bytea", parts.iter().map(|part| part.hash.as_slice()))
+                    .column("formula", "bigint", parts.iter().map(|part| part.formula))
+                    .column("fetched_at", "timestamptz", parts.iter().map(|_| now))
+                    .column("stored_at", "timestamptz", parts.iter().map(|_| now))
+                    .column("export_due", "boolean", parts.iter().map(|part| part.export_due))
+                    .write(&mut *t, "").await?;
             }
             for fix in &page.fixes {
                 sqlx::query("update parts set state = $2, attempts = $3, due_at = $4, last_error = $5,
@@ -414,97 +466,100 @@ impl Db {
             // Records, after the sources that they name.
             let mut sources: HashMap<(String, String), i64> = HashMap::new();
             if !page.records.is_empty() {
-                let wanted: BTreeSet<&Source> = page.records.iter().map(|write| &write.record.source).collect();
-                let mut query =
-                    QueryBuilder::new("insert into data_sources (user_id, provider, device, writer, software) ");
-                query.push_values(&wanted, |mut row, source| {
-                    row.push_bind(user).push_bind(provider.as_str()).push_bind(source.device.as_deref().unwrap_or(""))
-                        .push_bind(source.writer.as_deref().unwrap_or("")).push_bind(source.software.as_deref());
-                });
-                query.push(" on conflict (user_id, provider, device, writer) do nothing");
-                query.build().persistent(false).execute(&mut *t).await?;
-                let rows: Vec<(i64, String, String)> =
-                    sqlx::query_as("select id, device, writer from data_sources where user_id = $1 and provider = $2")
-                        .bind(user).bind(provider.as_str()).fetch_all(&mut *t).await?;
-                sources.extend(rows.into_iter().map(|(id, device, writer)| ((device, writer), id)));
-
-                let source_of = |source: &Source| -> i64 {
-                    let key = (source.device.clone().unwrap_or_default(), source.writer.clone().unwrap_or_default());
-                    // The row was inserted above; were it missing, the foreign key would refuse the page.
-                    sources.get(&key).copied().unwrap_or(-1)
+                let key = |source: &Source| {
+                    (source.device.clone().unwrap_or_default(), source.writer.clone().unwrap_or_default())
                 };
-                for records in page.records.chunks(BULK) {
-                    let mut query = QueryBuilder::new("insert into records (id, connection_id, kind, external_id, data_source_id,
-                        type, title, start_at, end_at, utc_offset_s, zone, local_day, hash, shape, revision, provisional, stem,
-                        source_updated_at, stored_at) ");
-                    query.push_values(records, |mut row, write| {
-                        let record = &write.record;
-                        row.push_bind(write.id).push_bind(fence.connection).push_bind(record.kind.as_str())
-                            .push_bind(record.external_id.as_str()).push_bind(source_of(&record.source))
-                            .push_bind(record.provider_type.as_str()).push_bind(record.title.as_deref())
-                            .push_bind(record.start_at).push_bind(record.end_at)
-                            .push_bind(record.utc_offset.map(|offset| i64::from(offset.local_minus_utc())))
-                            .push_bind(record.zone.as_deref()).push_bind(record.local_day).push_bind(write.hash.as_slice())
-                            .push_bind(write.shape).push_bind(write.revision).push_bind(write.provisional)
-                            .push_bind(write.stem.as_str()).push_bind(record.updated_at).push_bind(write.stored_at);
+                let known = "select id, device, writer from data_sources where user_id = $1 and provider = $2";
+                let rows: Vec<(i64, String, String)> = sqlx::query_as(known)
+                    .bind(user).bind(provider.as_str()).fetch_all(&mut *t).await?;
+                sources.extend(rows.into_iter().map(|(id, device, writer)| ((device, writer), id)));
+                let unknown: BTreeSet<&Source> = page.records.iter().map(|write| &write.record.source)
+                    .filter(|source| !sources.contains_key(&key(source))).collect();
+                if !unknown.is_empty() {
+                    let mut query =
+                        QueryBuilder::new("insert into data_sources (user_id, provider, device, writer, software) ");
+                    query.push_values(&unknown, |mut row, source| {
+                        let (device, writer) = key(source);
+                        row.push_bind(user).push_bind(provider.as_str()).push_bind(device).push_bind(writer)
+                            .push_bind(source.software.as_deref());
                     });
-                    query.push(" on conflict (connection_id, kind, external_id) do update set
-                        data_source_id = excluded.data_source_id, type = excluded.type, title = excluded.title,
-                        start_at = excluded.start_at, end_at = excluded.end_at, utc_offset_s = excluded.utc_offset_s,
-                        zone = excluded.zone, local_day = excluded.local_day, hash = excluded.hash, shape = excluded.shape,
-                        revision = excluded.revision, provisional = excluded.provisional,
-                        source_updated_at = excluded.source_updated_at, deleted_at = null");
-                    query.build().persistent(is_kept(records.len())).execute(&mut *t).await?;
+                    query.push(" on conflict (user_id, provider, device, writer) do nothing");
+                    query.build().persistent(false).execute(&mut *t).await?;
+                    let rows: Vec<(i64, String, String)> = sqlx::query_as(known)
+                        .bind(user).bind(provider.as_str()).fetch_all(&mut *t).await?;
+                    sources.extend(rows.into_iter().map(|(id, device, writer)| ((device, writer), id)));
                 }
 
-                let workouts: Vec<_> = page.records.iter().filter_map(|write| match &write.record.details {
+                let source_of = |source: &Source| -> i64 {
+                    // The row was inserted above; were it missing, the foreign key would refuse the page.
+                    sources.get(&key(source)).copied().unwrap_or(-1)
+                };
+                let (new, known): (Vec<_>, Vec<_>) = page.records.iter().partition(|write| write.is_new);
+                let (new, known) = (new.chunks(bulk).map(|rows| (true, rows)), known.chunks(bulk).map(|rows| (false, rows)));
+                for (is_new, records) in new.chain(known) {
+                    let of = || records.iter().map(|write| &write.record);
+                    Insert::into("records", records.len())
+                        .column("id", "uuid", records.iter().map(|write| write.id))
+                        .column("connection_id", "uuid", records.iter().map(|_| fence.connection))
+                        .column("kind", "text", of().map(|record| record.kind.as_str()))
+                        .column("external_id", "text", of().map(|record| record.external_id.as_str()))
+                        .column("data_source_id", "bigint", of().map(|record| source_of(&record.source)))
+                        .column("type", "text", of().map(|record| record.provider_type.as_str()))
+                        .column("title", "text", of().map(|record| record.title.as_deref()))
+                        .column("start_at", "timestamptz", of().map(|record| record.start_at))
+                        .column("end_at", "timestamptz", of().map(|record| record.end_at))
+                        .column("utc_offset_s", "bigint", of().map(|record| {
+                            record.utc_offset.map(|offset| i64::from(offset.local_minus_utc()))
+                        }))
+                        .column("zone", "text", of().map(|record| record.zone.as_deref()))
+                        .column("local_day", "date", of().map(|record| record.local_day))
+                        .column("hash", "bytea", records.iter().map(|write| write.hash.as_slice()))
+                        .column("shape", "bigint", records.iter().map(|write| write.shape))
+                        .column("revision", "bigint", records.iter().map(|write| write.revision))
+                        .column("provisional", "boolean", records.iter().map(|write| write.provisional))
+                        .column("stem", "text", records.iter().map(|write| write.stem.as_str()))
+                        .column("source_updated_at", "timestamptz", of().map(|record| record.updated_at))
+                        .column("stored_at", "timestamptz", records.iter().map(|write| write.stored_at))
+                        .write(&mut *t, if is_new { "" } else { RECORD_AGAIN }).await?;
+
+                let workouts: Vec<_> = records.iter().filter_map(|write| match &write.record.details {
                     Details::Workout(workout) => Some((write.id, workout)),
                     Details::None => None,
                 }).collect();
-                for workouts in workouts.chunks(BULK) {
-                    let mut query = QueryBuilder::new("insert into workouts (record_id, type, elapsed_s, moving_s, distance_m,
-                        ascent_m, elevation_high_m, elevation_low_m, average_speed_m_per_s, max_speed_m_per_s,
-                        average_heart_rate_bpm, max_heart_rate_bpm, average_cadence_per_min, average_power_w, max_power_w,
-                        weighted_power_w, power_measured, work_kj, energy_kcal, energy_estimated, average_temperature_c,
-                        start_latitude_deg, start_longitude_deg, gear_id, manual, laps, heart_rate_zones, power_zones,
-                        pace_zones) ");
-                    query.push_values(workouts, |mut row, (id, w)| {
-                        row.push_bind(id).push_bind(w.workout_type)
-                            .push_bind(w.elapsed.map(|q| q.get())).push_bind(w.moving.map(|q| q.get()))
-                            .push_bind(w.distance.map(|q| q.get())).push_bind(w.ascent.map(|q| q.get()))
-                            .push_bind(w.elevation_high.map(|q| q.get())).push_bind(w.elevation_low.map(|q| q.get()))
-                            .push_bind(w.average_speed.map(|q| q.get())).push_bind(w.max_speed.map(|q| q.get()))
-                            .push_bind(w.average_heart_rate.map(|q| q.get()))
-                            .push_bind(w.max_heart_rate.map(|q| q.get()))
-                            .push_bind(w.average_cadence.map(|q| q.get()))
-                            .push_bind(w.average_power.map(|q| q.get())).push_bind(w.max_power.map(|q| q.get()))
-                            .push_bind(w.weighted_power.map(|q| q.get())).push_bind(w.power_measured)
-                            .push_bind(w.work.map(|q| q.get())).push_bind(w.energy.map(|q| q.get()))
-                            .push_bind(w.energy_estimated).push_bind(w.average_temperature.map(|q| q.get()))
-                            .push_bind(w.start_latitude.map(|q| q.get()))
-                            .push_bind(w.start_longitude.map(|q| q.get())).push_bind(w.gear_id.as_deref())
-                            .push_bind(w.manual).push_bind(json_list(&w.laps))
-                            .push_bind(json_list(&w.heart_rate_zones)).push_bind(json_list(&w.power_zones))
-                            .push_bind(json_list(&w.pace_zones));
-                    });
-                    query.push(" on conflict (record_id) do update set type = excluded.type, elapsed_s = excluded.elapsed_s,
-                        moving_s = excluded.moving_s, distance_m = excluded.distance_m, ascent_m = excluded.ascent_m,
-                        elevation_high_m = excluded.elevation_high_m, elevation_low_m = excluded.elevation_low_m,
-                        average_speed_m_per_s = excluded.average_speed_m_per_s,
-                        max_speed_m_per_s = excluded.max_speed_m_per_s,
-                        average_heart_rate_bpm = excluded.average_heart_rate_bpm,
-                        max_heart_rate_bpm = excluded.max_heart_rate_bpm,
-                        average_cadence_per_min = excluded.average_cadence_per_min,
-                        average_power_w = excluded.average_power_w, max_power_w = excluded.max_power_w,
-                        weighted_power_w = excluded.weighted_power_w, power_measured = excluded.power_measured,
-                        work_kj = excluded.work_kj, energy_kcal = excluded.energy_kcal,
-                        energy_estimated = excluded.energy_estimated,
-                        average_temperature_c = excluded.average_temperature_c,
-                        start_latitude_deg = excluded.start_latitude_deg,
-                        start_longitude_deg = excluded.start_longitude_deg, gear_id = excluded.gear_id,
-                        manual = excluded.manual, laps = excluded.laps, heart_rate_zones = excluded.heart_rate_zones,
-                        power_zones = excluded.power_zones, pace_zones = excluded.pace_zones");
-                    query.build().persistent(is_kept(workouts.len())).execute(&mut *t).await?;
+                if !workouts.is_empty() {
+                    let of = || workouts.iter().map(|(_, workout)| workout);
+                    Insert::into("workouts", workouts.len())
+                        .column("record_id", "uuid", workouts.iter().map(|(id, _)| *id))
+                        .column("type", "text", of().map(|w| w.workout_type))
+                        .column("elapsed_s", "double precision", of().map(|w| w.elapsed.map(|q| q.get())))
+                        .column("moving_s", "double precision", of().map(|w| w.moving.map(|q| q.get())))
+                        .column("distance_m", "double precision", of().map(|w| w.distance.map(|q| q.get())))
+                        .column("ascent_m", "double precision", of().map(|w| w.ascent.map(|q| q.get())))
+                        .column("elevation_high_m", "double precision", of().map(|w| w.elevation_high.map(|q| q.get())))
+                        .column("elevation_low_m", "double precision", of().map(|w| w.elevation_low.map(|q| q.get())))
+                        .column("average_speed_m_per_s", "double precision", of().map(|w| w.average_speed.map(|q| q.get())))
+                        .column("max_speed_m_per_s", "double precision", of().map(|w| w.max_speed.map(|q| q.get())))
+                        .column("average_heart_rate_bpm", "double precision", of().map(|w| w.average_heart_rate.map(|q| q.get())))
+                        .column("max_heart_rate_bpm", "double precision", of().map(|w| w.max_heart_rate.map(|q| q.get())))
+                        .column("average_cadence_per_min", "double precision", of().map(|w| w.average_cadence.map(|q| q.get())))
+                        .column("average_power_w", "double precision", of().map(|w| w.average_power.map(|q| q.get())))
+                        .column("max_power_w", "double precision", of().map(|w| w.max_power.map(|q| q.get())))
+                        .column("weighted_power_w", "double precision", of().map(|w| w.weighted_power.map(|q| q.get())))
+                        .column("power_measured", "boolean", of().map(|w| w.power_measured))
+                        .column("work_kj", "double precision", of().map(|w| w.work.map(|q| q.get())))
+                        .column("energy_kcal", "double precision", of().map(|w| w.energy.map(|q| q.get())))
+                        .column("energy_estimated", "boolean", of().map(|w| w.energy_estimated))
+                        .column("average_temperature_c", "double precision", of().map(|w| w.average_temperature.map(|q| q.get())))
+                        .column("start_latitude_deg", "double precision", of().map(|w| w.start_latitude.map(|q| q.get())))
+                        .column("start_longitude_deg", "double precision", of().map(|w| w.start_longitude.map(|q| q.get())))
+                        .column("gear_id", "text", of().map(|w| w.gear_id.as_deref()))
+                        .column("manual", "boolean", of().map(|w| w.manual))
+                        .column("laps", "text", of().map(|w| json_list(&w.laps)))
+                        .column("heart_rate_zones", "text", of().map(|w| json_list(&w.heart_rate_zones)))
+                        .column("power_zones", "text", of().map(|w| json_list(&w.power_zones)))
+                        .column("pace_zones", "text", of().map(|w| json_list(&w.pace_zones)))
+                        .write(&mut *t, if is_new { "" } else { WORKOUT_AGAIN }).await?;
+                }
                 }
             }
 
@@ -586,13 +641,9 @@ impl Db {
             }
             if !page.again.is_empty() {
                 let mut query = QueryBuilder::new("update parts set state = 'wanted', attempts = 0, due_at = ");
-                query.push_bind(now).push(" where id in (");
-                let mut list = query.separated(", ");
-                for id in &page.again {
-                    list.push_bind(*id);
-                }
-                query.push(")");
-                query.build().persistent(false).execute(&mut *t).await?;
+                query.push_bind(now).push(" where id");
+                let prepared = query.push_in(page.again.clone());
+                query.build().persistent(prepared).execute(&mut *t).await?;
             }
 
             if let Some(moved) = &page.window {

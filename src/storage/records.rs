@@ -1,7 +1,6 @@
 use chrono::{DateTime, Utc};
 
-use super::db::{read, write};
-use super::page::is_kept;
+use super::db::{PushIn, read, write};
 use super::{Db, Result};
 use crate::model::{ConnectionId, Kind, PartId, RecordId, UserId};
 
@@ -133,13 +132,9 @@ impl Db {
             return Ok(Vec::new());
         }
         Ok(read!(self, p => {
-            let mut query = sqlx::QueryBuilder::new("select id, body from parts where body is not null and id in (");
-            let mut list = query.separated(", ");
-            for id in ids {
-                list.push_bind(*id);
-            }
-            query.push(")");
-            query.build_query_as().persistent(is_kept(ids.len())).fetch_all(p).await?
+            let mut query = sqlx::QueryBuilder::new("select id, body from parts where body is not null and id");
+            let prepared = query.push_in(ids.to_vec());
+            query.build_query_as().persistent(prepared).fetch_all(p).await?
         }))
     }
 

@@ -59,6 +59,7 @@ pub(crate) async fn records(engine: &Engine, setup: &ProviderSetup, claim: &Clai
                     });
                     let write = RecordWrite {
                         id: row.id,
+                        is_new: false,
                         record,
                         hash,
                         shape: normalized.shape,

@@ -1,0 +1,2 @@
+-- Nothing looks records up by their day, and each one written paid for it.
+drop index records_day;
