@@ -93,9 +93,8 @@ impl Folder {
         }
         let missing: Vec<_> = root.ancestors().take_while(|up| !up.as_os_str().is_empty() && !up.exists()).collect();
         fs::create_dir_all(&root).map_err(io_error("create folder", &root))?;
-        settle(
-            &missing.iter().filter_map(|made| made.parent()).filter(|up| up.is_dir()).map(Path::to_path_buf).collect(),
-        )?;
+        let above = missing.iter().filter_map(|made| made.parent()).filter(|up| up.is_dir());
+        settle_folders(&above.map(Path::to_path_buf).collect())?;
         remove_leftovers(&root)?;
         Ok(Self { root, _lock: lock })
     }
@@ -132,9 +131,9 @@ impl Folder {
         }
         let written = batch.temps.len();
         // Content first, names second, places last: a name never stands before what it names.
-        settle(&batch.temps.iter().map(|(temp, _)| temp.clone()).collect())?;
+        settle(batch.temps.iter().map(|(temp, _)| temp.as_path()), &folders)?;
         batch.rename()?;
-        settle(&folders)?;
+        settle_folders(&folders)?;
         Ok(Written { written, unchanged: files.len() - written })
     }
 
@@ -176,7 +175,7 @@ impl Folder {
         let parent = to.parent().unwrap_or(&self.root).to_path_buf();
         fs::create_dir_all(&parent).map_err(io_error("make", &parent))?;
         fs::rename(&from, &to).map_err(io_error("move", &from))?;
-        settle(&BTreeSet::from([parent, self.root.clone()]))?;
+        settle_folders(&BTreeSet::from([parent, self.root.clone()]))?;
         Ok(true)
     }
 
@@ -189,7 +188,7 @@ impl Folder {
         while folder != self.root && fs::remove_dir(folder).is_ok() {
             folder = folder.parent().unwrap_or(&self.root);
         }
-        settle(&BTreeSet::from([folder.to_path_buf()]))?;
+        settle_folders(&BTreeSet::from([folder.to_path_buf()]))?;
         Ok(true)
     }
 }
@@ -234,13 +233,18 @@ fn has_content(path: &Path, content: &[u8]) -> bool {
     same_length && fs::read(path).is_ok_and(|found| found == content)
 }
 
-/// Returns when these files or folders are safe on disk.
-fn settle(paths: &BTreeSet<PathBuf>) -> Result<(), FolderError> {
+/// Returns when these folders are safe on disk: the names in them, that is.
+fn settle_folders(folders: &BTreeSet<PathBuf>) -> Result<(), FolderError> {
+    settle(folders.iter().map(PathBuf::as_path), folders)
+}
+
+/// Returns when these files or folders are safe on disk; `folders` tell which disks they are on.
+fn settle<'a>(paths: impl ExactSizeIterator<Item = &'a Path>, folders: &BTreeSet<PathBuf>) -> Result<(), FolderError> {
     #[cfg(target_os = "linux")]
     if paths.len() > FEW {
         use std::os::unix::fs::MetadataExt;
         let mut disks = HashSet::new();
-        for path in paths {
+        for path in folders {
             let file = File::open(path).map_err(io_error("open", path))?;
             if disks.insert(file.metadata().map_err(io_error("open", path))?.dev()) {
                 rustix::fs::syncfs(&file).map_err(io::Error::from).map_err(io_error("sync", path))?;
