@@ -209,3 +209,135 @@ fn the_known_traps_are_kept_out_of() {
         assert_eq!(parameter(name)["required"], false, "{name}");
     }
 }
+
+/// Where ours is not the mirrored API's, and why. `OPERATION: what`.
+const DEVIATIONS: [(&str, &str); 16] = [
+    ("POST /api/v1/auth/login: body grant_type", "OAuth's form fields that the mirrored API takes and ignores"),
+    ("POST /api/v1/auth/login: body scope", "as above"),
+    ("POST /api/v1/auth/login: body client_id", "as above"),
+    ("POST /api/v1/auth/login: body client_secret", "as above"),
+    ("PATCH /api/v1/auth/me: body password", "a password changes with the old one only: `change-password`"),
+    ("GET /api/v1/strava/webhooks: 200 challenge", "the handshake of another provider; Strava's has `hub.challenge`"),
+    ("GET /api/v1/strava/webhooks: 401", "as above"),
+    ("GET /api/v1/strava/webhooks: 501", "every provider answers the handshake that it has"),
+    ("GET /api/v1/providers/{provider}/webhooks: 200 challenge", "as above"),
+    ("GET /api/v1/providers/{provider}/webhooks: 401", "as above"),
+    ("GET /api/v1/strava/webhook", "the old name of `webhooks`: served, not listed"),
+    ("POST /api/v1/strava/webhook", "as above"),
+    ("GET /api/v1/strava/webhook/health", "as above"),
+    (
+        "GET /api/v1/providers/{provider}/webhooks/subscriptions/{subscription_id}: 200 subscription",
+        "no provider here offers it: 501 always",
+    ),
+    (
+        "PUT /api/v1/providers/{provider}/webhooks/subscriptions/{subscription_id}: 200 updated",
+        "no provider here offers it: 501 always",
+    ),
+    (
+        "POST /api/v1/providers/{provider}/webhooks/subscriptions/renew: 200 renewed",
+        "no provider here offers it: 501 always",
+    ),
+];
+
+/// Paths of every member of a schema: `items[].id`.
+fn members(document: &Value, schema: &Value, place: &str, depth: usize, found: &mut BTreeSet<String>) {
+    let schema = match schema.get("$ref").and_then(Value::as_str) {
+        Some(target) => document.pointer(&target[1..]).expect("no reference dangles"),
+        None => schema,
+    };
+    if depth > 8 {
+        return;
+    }
+    for list in ["anyOf", "oneOf", "allOf"] {
+        for inner in schema[list].as_array().into_iter().flatten() {
+            members(document, inner, place, depth + 1, found);
+        }
+    }
+    if let Some(items) = schema.get("items") {
+        members(document, items, &format!("{place}[]"), depth + 1, found);
+    }
+    for (name, inner) in schema["properties"].as_object().into_iter().flatten() {
+        let place = if place.is_empty() { name.clone() } else { format!("{place}.{name}") };
+        members(document, inner, &place, depth + 1, found);
+        found.insert(place);
+    }
+}
+
+/// Members of a body in all its forms.
+fn members_of(document: &Value, body: &Value) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for form in body["content"].as_object().into_iter().flat_map(|content| content.values()) {
+        members(document, &form["schema"], "", 0, &mut found);
+    }
+    found
+}
+
+/// Clients of the mirrored API find every operation, parameter, status and member that they know. `contract.json` holds
+/// their names, as its clients see them.
+#[test]
+fn nothing_of_the_mirrored_api_is_missing() {
+    let document = document();
+    let contract: Vec<Value> = serde_json::from_str(include_str!("contract.json")).expect("JSON");
+    let ours: std::collections::BTreeMap<_, _> = operations(&document).into_iter().collect();
+    let mut missing = BTreeSet::new();
+    for asked in &contract {
+        let name = asked["operation"].as_str().expect("a name");
+        let Some(operation) = ours.get(name) else {
+            missing.insert(name.to_owned());
+            continue;
+        };
+        let security: BTreeSet<&str> = operation["security"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .flat_map(|one| one.as_object().expect("schemes").keys().map(String::as_str))
+            .collect();
+        let needed: &[&str] = match asked["auth"].as_str().expect("a word") {
+            "none" => &[],
+            "provider_signature" => &[],
+            "developer_jwt" => &["developer_token"],
+            "api_key_or_jwt" => &["api_key", "open_wearables_api_key", "developer_token"],
+            "app_credentials_or_developer_jwt" => &["developer_token"],
+            other => panic!("{name}: {other}"),
+        };
+        assert!(needed.iter().all(|scheme| security.contains(scheme)), "{name} takes {security:?}");
+        assert!(!needed.is_empty() || security.is_empty(), "{name} asks for {security:?}");
+
+        let parameters = operation["parameters"].as_array().into_iter().flatten();
+        let parameters: Vec<(String, bool)> = parameters
+            .map(|one| {
+                let text = |member: &str| one[member].as_str().expect("a text").to_owned();
+                (format!("{} {}", text("in"), text("name")), one["required"].as_bool().unwrap_or(false))
+            })
+            .collect();
+        let known: Vec<&str> = asked["parameters"].as_array().expect("a list").iter().filter_map(Value::as_str).collect();
+        for parameter in &known {
+            let bare = parameter.trim_end_matches(" required");
+            if !parameters.iter().any(|(name, _)| name == bare) {
+                missing.insert(format!("{name}: parameter {bare}"));
+            }
+        }
+        for (parameter, required) in parameters.iter().filter(|(name, _)| name.starts_with("query ")) {
+            let allowed = !required || known.contains(&format!("{parameter} required").as_str());
+            assert!(allowed, "{name} requires {parameter}, which clients may leave out");
+        }
+        for (form, names) in asked["body"].as_object().into_iter().flatten() {
+            let body = &operation["requestBody"];
+            assert!(body["content"].get(form).is_some(), "{name} takes no {form}");
+            let have = members_of(&document, body);
+            let names = names.as_array().expect("a list").iter().filter_map(Value::as_str);
+            missing.extend(names.filter(|member| !have.contains(*member)).map(|member| format!("{name}: body {member}")));
+        }
+        for (status, names) in asked["answers"].as_object().expect("answers") {
+            let Some(answer) = operation["responses"].get(status) else {
+                missing.insert(format!("{name}: {status}"));
+                continue;
+            };
+            let have = members_of(&document, answer);
+            let names = names.as_array().expect("a list").iter().filter_map(Value::as_str);
+            missing.extend(names.filter(|member| !have.contains(*member)).map(|member| format!("{name}: {status} {member}")));
+        }
+    }
+    let known: BTreeSet<String> = DEVIATIONS.iter().map(|(what, _)| (*what).to_owned()).collect();
+    assert_eq!(missing, known);
+}
