@@ -15,9 +15,11 @@ pub(super) struct Insert<'q, DB: Database> {
     columns: Vec<(&'static str, &'static str)>,
     arguments: DB::Arguments<'q>,
     /// SQLite: each adds the next value of its column.
-    values: Vec<Box<dyn FnMut(&mut DB::Arguments<'q>) -> Result<(), BoxDynError> + Send + 'q>>,
+    values: Vec<Next<'q, DB::Arguments<'q>>>,
     error: Option<BoxDynError>,
 }
+
+type Next<'q, Arguments> = Box<dyn FnMut(&mut Arguments) -> Result<(), BoxDynError> + Send + 'q>;
 
 impl<'q, DB: Database> Insert<'q, DB> {
     pub(super) fn into(table: &'static str, rows: usize) -> Self {
