@@ -29,7 +29,7 @@ pub struct Account {
     pub refresh_owner: Option<String>,
     /// Until when it is theirs.
     pub refresh_until: Option<DateTime<Utc>>,
-    /// Refusals in a row.
+    /// Refusals in a row. Of an account that is not active: 0 unless it was the provider that ended the grant.
     pub refusals: i64,
     /// When the first of them came.
     pub refused_since: Option<DateTime<Utc>>,
@@ -86,8 +86,10 @@ pub enum RefreshFailure<'a> {
     MaybeSpent,
     /// The provider refused it.
     Refused,
-    /// The grant is over, for this reason.
+    /// The provider refused it for good: the grant is over, for this reason.
     Dead(&'a str),
+    /// The grant is over, and that is our own doing: nobody took it back.
+    Lost(&'a str),
 }
 
 const COLUMNS: &str = "id, provider, client_id, provider_user_id, status, reason, refresh_token, token_version,
@@ -160,7 +162,7 @@ impl Db {
     /// When the database fails.
     pub async fn drop_grant(&self, id: AccountId, why: &'static str, now: DateTime<Utc>) -> Result<()> {
         let sql = "update accounts set refresh_token = null, token_version = token_version + 1, status = 'reauth',
-                reason = $2, updated_at = $3
+                refusals = 0, reason = $2, updated_at = $3
             where id = $1";
         accept!(self, c => {
             sqlx::query(sql).bind(id).bind(why).bind(now).execute(&mut *c).await?;
@@ -265,7 +267,7 @@ impl Db {
                 refresh_owner = case when $4 then refresh_owner else null end,
                 refresh_until = null,
                 refresh_token = case when $6 = '' then refresh_token else null end,
-                refusals = refusals + $5,
+                refusals = case when $8 then 0 else refusals + $5 end,
                 refused_since = case when $5 = 1 then coalesce(refused_since, $7) else refused_since end,
                 status = case when $6 = '' then status else 'reauth' end,
                 reason = case when $6 = '' then reason else $6 end,
@@ -276,11 +278,13 @@ impl Db {
             RefreshFailure::MaybeSpent => (true, 0, ""),
             RefreshFailure::Refused => (false, 1, ""),
             RefreshFailure::Dead(why) => (false, 1, why),
+            RefreshFailure::Lost(why) => (false, 0, why),
         };
+        let lost = matches!(failure, RefreshFailure::Lost(_));
         let (owner, dead) = (owner.to_owned(), dead.to_owned());
         accept!(self, c => {
             sqlx::query(sql).bind(id).bind(version).bind(owner).bind(keep).bind(refused).bind(dead).bind(now)
-                .execute(&mut *c).await?;
+                .bind(lost).execute(&mut *c).await?;
             Ok(())
         })
     }

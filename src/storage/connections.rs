@@ -111,6 +111,16 @@ pub struct Ended {
     pub left: Vec<LeftGrant>,
 }
 
+/// Why a connection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Somebody asked for it.
+    Asked,
+    /// The provider itself refused the grant. Whether that is so is looked at in the same transaction. Of what is purged,
+    /// runs in hand stay: the one that found it out tells why it ends.
+    Refused,
+}
+
 /// A grant that no active connection uses any more. It is not stored any longer: this is the last chance to give it back.
 #[derive(Clone, Debug, PartialEq, sqlx::FromRow)]
 pub struct LeftGrant {
@@ -164,7 +174,7 @@ pub(super) const DROP_UNUSED_ACCOUNT: &str = "delete from accounts where id = $1
 
 /// What a connection of a user to a provider has brought, with whatever was asked and told about it. Each takes the user
 /// and the provider.
-const PURGE: [&str; 12] = [
+const PURGE: [&str; 11] = [
     "delete from deliveries where exists
             (select 1 from delivery_items i join connections c on c.id = i.connection_id
             where i.delivery_id = deliveries.id and c.user_id = $1 and c.provider = $2)
@@ -176,7 +186,6 @@ const PURGE: [&str; 12] = [
     // All but the newest of the user's: their numbers go on from it.
     "delete from run_events where user_id = $1 and provider = $2
         and seq < (select max(e.seq) from run_events e where e.user_id = $1)",
-    "delete from runs where connection_id in (select id from connections where user_id = $1 and provider = $2)",
     "delete from records where connection_id in (select id from connections where user_id = $1 and provider = $2)",
     "delete from parts where connection_id in (select id from connections where user_id = $1 and provider = $2)",
     "delete from windows where connection_id in (select id from connections where user_id = $1 and provider = $2)",
@@ -187,6 +196,13 @@ const PURGE: [&str; 12] = [
     "update connections set stored_at = null, last_success_at = null, delivered_at = null
         where user_id = $1 and provider = $2",
 ];
+
+/// Belongs to it, and comes last: what stands under an idempotency key is found by its run.
+const PURGE_RUNS: &str =
+    "delete from runs where connection_id in (select id from connections where user_id = $1 and provider = $2)";
+
+/// Whether an account's grant was refused by its provider.
+const IS_REFUSED: &str = "a.status = 'reauth' and a.refusals > 0";
 
 #[derive(sqlx::FromRow)]
 struct AccessRow {
@@ -331,7 +347,7 @@ impl Db {
     /// # Errors
     /// When the database fails.
     pub async fn disconnect(&self, user: UserId, provider: &str, now: DateTime<Utc>) -> Result<Option<ConnectionId>> {
-        Ok(self.end_connection(user, provider, None, now).await?.map(|ended| ended.connection))
+        Ok(self.end_connection(user, provider, Ending::Asked, None, now).await?.map(|ended| ended.connection))
     }
 
     /// The same, with the grants that were dropped. With `purge`, everything that the user has of this provider goes in
@@ -343,11 +359,12 @@ impl Db {
         &self,
         user: UserId,
         provider: &str,
+        why: Ending,
         purge: Option<&[String]>,
         now: DateTime<Utc>,
     ) -> Result<Option<Ended>> {
         loop {
-            let ended = self.end_connection_once(user, provider, purge, now).await;
+            let ended = self.end_connection_once(user, provider, why, purge, now).await;
             if !is_crossed(&ended) {
                 return ended;
             }
@@ -358,10 +375,31 @@ impl Db {
         &self,
         user: UserId,
         provider: &str,
+        why: Ending,
         purge: Option<&[String]>,
         now: DateTime<Utc>,
     ) -> Result<Option<Ended>> {
+        let reason = match why {
+            Ending::Asked => "disconnected",
+            Ending::Refused => "access was taken back",
+        };
+        let in_hand = match why {
+            Ending::Asked => "",
+            Ending::Refused => " and state <> 'in_progress'",
+        };
         let ended: Option<Ended> = transaction!(self, t => {
+            if why == Ending::Refused {
+                // Locked before it is asked: a person may be connecting anew just now.
+                let lock = if matches!(self, Db::Postgres(_)) { "for no key update" } else { "" };
+                let sql = format!("select id from connections where user_id = $1 and provider = $2 and status = 'active' {lock}");
+                sqlx::query(&sql).bind(user).bind(provider).fetch_all(&mut *t).await?;
+                let sql = format!("select exists (select 1 from connections c join accounts a on a.id = c.account_id
+                    where c.user_id = $1 and c.provider = $2 and c.status = 'active' and {IS_REFUSED})");
+                let (refused,): (bool,) = sqlx::query_as(&sql).bind(user).bind(provider).fetch_one(&mut *t).await?;
+                if !refused {
+                    return Ok(None);
+                }
+            }
             let found: Option<(ConnectionId,)> = sqlx::query_as(
                     "update connections set status = 'revoked', epoch = epoch + 1, updated_at = $3
                     where user_id = $1 and provider = $2 and status <> 'replaced'
@@ -372,9 +410,9 @@ impl Db {
                 None => None,
                 Some((connection,)) => {
                     let cancelled: Vec<(RunId, i64)> = sqlx::query_as("update runs
-                            set state = 'cancelled', ended_at = $2, reason = 'disconnected', owner = null
+                            set state = 'cancelled', ended_at = $2, reason = $3, owner = null
                             where connection_id = $1 and state in ('queued', 'waiting') returning id, epoch")
-                        .bind(connection).bind(now).fetch_all(&mut *t).await?;
+                        .bind(connection).bind(now).bind(reason).fetch_all(&mut *t).await?;
                     for (run, epoch) in cancelled {
                         tell!(t, Told::cancelled(run, epoch, now));
                     }
@@ -388,6 +426,8 @@ impl Db {
                         for sql in PURGE {
                             sqlx::query(sql).bind(user).bind(provider).execute(&mut *t).await?;
                         }
+                        let sql = format!("{PURGE_RUNS}{in_hand}");
+                        sqlx::query(&sql).bind(user).bind(provider).execute(&mut *t).await?;
                         for (account,) in earlier {
                             sqlx::query(DROP_UNUSED_ACCOUNT).bind(account).execute(&mut *t).await?;
                         }
@@ -402,6 +442,25 @@ impl Db {
             }
         });
         Ok(ended)
+    }
+
+    /// Who has an active connection though the provider refused the grant, and to which provider; of this account, or of all.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn list_refused(&self, account: Option<AccountId>) -> Result<Vec<(UserId, String)>> {
+        let sql = format!(
+            "select c.user_id, c.provider from connections c join accounts a on a.id = c.account_id
+            where c.status = 'active' and {IS_REFUSED} {} order by c.id",
+            if account.is_some() { "and a.id = $1" } else { "" }
+        );
+        Ok(read!(self, p => {
+            let mut query = sqlx::query_as(&sql);
+            if let Some(account) = account {
+                query = query.bind(account);
+            }
+            query.fetch_all(p).await?
+        }))
     }
 
     /// Who has an active connection with this account, and to which provider.

@@ -4,8 +4,6 @@ use chrono::{DateTime, Utc};
 use sqlx::QueryBuilder;
 
 use super::db::{accept, read, transaction, write};
-use super::page::Fence;
-use super::run_events::{Told, is_crossed, tell};
 use super::runs::{Accepted, INSERT, NewRun};
 use super::{Db, Error, Result};
 use crate::model::{AccountId, Class, ConnectionId, DeliveryId, RunId};
@@ -466,41 +464,5 @@ impl Db {
                 where provider = $1 and client_id = $2 and external_id = $3")
             .bind(provider).bind(client_id).bind(external_id).execute(p).await?.rows_affected());
         Ok(())
-    }
-
-    /// Ends the connection of a run because its grant was taken back: what waits for it is cancelled, data stays. `false`:
-    /// the connection is no longer the one that the run was claimed for; a person may have connected anew.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn revoke_connection(&self, fence: &Fence, now: DateTime<Utc>) -> Result<bool> {
-        loop {
-            let revoked = self.revoke_connection_once(fence, now).await;
-            if !is_crossed(&revoked) {
-                return revoked;
-            }
-        }
-    }
-
-    async fn revoke_connection_once(&self, fence: &Fence, now: DateTime<Utc>) -> Result<bool> {
-        Ok(transaction!(self, t => {
-            let account: Option<(AccountId,)> = sqlx::query_as(
-                    "update connections set status = 'revoked', epoch = epoch + 1, updated_at = $3
-                    where id = $1 and epoch = $2 and status = 'active' and exists
-                        (select 1 from accounts a where a.id = connections.account_id and a.status <> 'active')
-                    returning account_id")
-                .bind(fence.connection).bind(fence.connection_epoch).bind(now)
-                .fetch_optional(&mut *t).await?;
-            if account.is_some() {
-                let cancelled: Vec<(RunId, i64)> = sqlx::query_as("update runs
-                        set state = 'cancelled', ended_at = $2, reason = 'access was taken back', owner = null
-                        where connection_id = $1 and state in ('queued', 'waiting') returning id, epoch")
-                    .bind(fence.connection).bind(now).fetch_all(&mut *t).await?;
-                for (run, epoch) in cancelled {
-                    tell!(t, Told::cancelled(run, epoch, now));
-                }
-            }
-            account.is_some()
-        }))
     }
 }

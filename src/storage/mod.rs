@@ -29,7 +29,7 @@ mod windows;
 pub use accounts::{Account, NewAccount, RefreshFailure, RefreshLease, Refreshed};
 pub use api_keys::{ApiKey, NewApiKey, NextApiKey};
 pub use applications::Application;
-pub use connections::{Access, Connected, Connection, ConnectionView, Ended, LeftGrant, NewGrant, Target};
+pub use connections::{Access, Connected, Connection, ConnectionView, Ended, Ending, LeftGrant, NewGrant, Target};
 pub use db::{Db, WorkingLock};
 pub use deliveries::{
     Act, Addressee, Delivery, DeliveryClaim, DeliveryEnd, DeliveryFilter, DeliveryItem, NewDelivery, NewItem,

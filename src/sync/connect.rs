@@ -11,10 +11,11 @@ use super::accept::{app, submit};
 use super::fetch::RunGate;
 use super::project::folders_of;
 use super::{Engine, Error, ProviderSetup, remove_erased, token_aad};
+use crate::config::OnDeauthorize;
 use crate::model::{AccountId, Class, ConnectionId, RunId, RunSource, SyncRequest, UserId};
 use crate::providers::oauth::{self, App, Code, Grant, Owner, TokenError};
 use crate::providers::{AccessToken, Api, FetchError, Leave, Scope, ScopesTold};
-use crate::storage::{Ended, LeftGrant, NewAccount, NewGrant, OAuthState};
+use crate::storage::{Ended, Ending, LeftGrant, NewAccount, NewGrant, OAuthState};
 use crate::telemetry;
 use crate::vault;
 
@@ -319,7 +320,9 @@ pub(crate) fn renew_at(app: &App, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
 /// # Errors
 /// When the database fails.
 pub async fn disconnect(engine: &Engine, user: UserId, provider: &str) -> Result<Option<ConnectionId>, Error> {
-    let Some(ended) = engine.db.end_connection(user, provider, None, engine.now()).await? else { return Ok(None) };
+    let Some(ended) = engine.db.end_connection(user, provider, Ending::Asked, None, engine.now()).await? else {
+        return Ok(None);
+    };
     engine.tell_news(user).await;
     telemetry::disconnected(provider_name(engine, provider), ended.connection, "disconnected");
     give_back(engine, ended.left).await;
@@ -331,17 +334,44 @@ pub async fn disconnect(engine: &Engine, user: UserId, provider: &str) -> Result
 /// # Errors
 /// When the database or the folder fails.
 pub async fn purge(engine: &Engine, user: UserId, provider: &str) -> Result<Option<ConnectionId>, Error> {
-    let Some(ended) = purge_rows(engine, user, provider).await? else { return Ok(None) };
+    let Some(ended) = purge_rows(engine, user, provider, Ending::Asked).await? else { return Ok(None) };
     telemetry::disconnected(provider_name(engine, provider), ended.connection, "purged");
     give_back(engine, ended.left).await;
     Ok(Some(ended.connection))
 }
 
-async fn purge_rows(engine: &Engine, user: UserId, provider: &str) -> Result<Option<Ended>, Error> {
+/// Ends the connections whose grant the provider itself refused: a person took it back there. Under `delete` what is stored
+/// goes with them, wherever it was found out. Under `keep` nothing is in a hurry: they end when the provider said so
+/// (`noticed`), and are otherwise left to be connected again. Of one account, or of all. Answers how many ended.
+///
+/// # Errors
+/// When the database or the folder fails.
+pub(crate) async fn end_refused(engine: &Engine, account: Option<AccountId>, noticed: bool) -> Result<usize, Error> {
+    let purges = engine.config.on_deauthorize == OnDeauthorize::Delete;
+    if !purges && !noticed {
+        return Ok(0);
+    }
+    let mut count = 0;
+    for (user, provider) in engine.db.list_refused(account).await? {
+        let ended = if purges {
+            purge_rows(engine, user, &provider, Ending::Refused).await?
+        } else {
+            engine.db.end_connection(user, &provider, Ending::Refused, None, engine.now()).await?
+        };
+        let Some(ended) = ended else { continue };
+        count += 1;
+        engine.tell_news(user).await;
+        telemetry::disconnected(provider_name(engine, &provider), ended.connection, "deauthorized");
+        give_back(engine, ended.left).await;
+    }
+    Ok(count)
+}
+
+async fn purge_rows(engine: &Engine, user: UserId, provider: &str, why: Ending) -> Result<Option<Ended>, Error> {
     let Some(setup) = engine.provider(provider) else { return Ok(None) };
     let Some(found) = engine.db.find_user(user).await? else { return Ok(None) };
     let folders = folders_of(engine, &found, setup).await?;
-    let Some(ended) = engine.db.end_connection(user, provider, Some(&folders), engine.now()).await? else {
+    let Some(ended) = engine.db.end_connection(user, provider, why, Some(&folders), engine.now()).await? else {
         return Ok(None);
     };
     remove_erased(engine).await?;
@@ -400,6 +430,7 @@ async fn leave(engine: &Engine, grant: &LeftGrant) -> Result<(), String> {
 }
 
 /// Refreshes grants that would lie idle for too long. Each is taken by one process; one that fails is due again later.
+/// Then looks after those that were refused, here or wherever: who found it out may have ended before it was acted on.
 ///
 /// # Errors
 /// When the database fails.
@@ -416,6 +447,7 @@ pub async fn keep_grants(engine: &Engine) -> Result<usize, Error> {
             Err(error) => tracing::warn!(account = %account.id, %error, "an idle grant could not be refreshed"),
         }
     }
+    end_refused(engine, None, false).await?;
     Ok(kept)
 }
 

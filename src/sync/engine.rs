@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use super::fetch::RunGate;
 use super::prepare::{self, Input, Prepared};
 use super::tokens::TokenFailure;
-use super::{Engine, Error, ProviderSetup, failpoint, plan, project, rebuild};
+use super::{Engine, Error, ProviderSetup, connect, failpoint, plan, project, rebuild};
 use crate::model::{
     AccountId, BEGINNING_MS, Class, Kind, PartName, PartState, Progress, Purpose, RunReport, Step, SyncRequest, Wanted,
     Window,
@@ -198,9 +198,15 @@ impl<'a> Work<'a> {
         // A person may have given a new grant: no process may use what is left of the one before.
         let account = self.engine.db.find_account(self.claim.account_id).await?;
         self.refused = account.map_or(0, |account| account.grant_version);
-        let result = self.read_all().await;
+        let mut result = self.read_all().await;
         self.report.calls = self.calls_before + self.gate.calls();
         self.gate.snapshot(true).await;
+        // The provider may have refused the grant. The run itself ends as it would, and tells why.
+        if matches!(result, Err(Stop::Fatal(_)))
+            && let Err(error) = connect::end_refused(self.engine, Some(self.claim.account_id), false).await
+        {
+            result = Err(error.into());
+        }
         match result {
             Ok(()) => self.project().await,
             // Files appear early: whatever is stored so far, before the run waits.

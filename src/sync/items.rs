@@ -2,13 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
+use super::connect;
 use super::engine::{SHORT_WAIT, STALE_TRIES, Stop, TRIES, Work, backoff, read_failure};
 use super::tokens::TokenFailure;
-use crate::config::OnDeauthorize;
 use crate::model::{Kind, NamedItem, Progress};
 use crate::providers::{FetchError, FetchedItem, FetchedPart, PRESENCE};
 use crate::storage::{self, PageWrite};
@@ -204,17 +203,10 @@ impl Work<'_> {
                 self.report.notes.push("the grant still lives: nothing was changed".to_owned());
                 Ok(())
             }
-            Err(TokenFailure::Reauthorize(why)) => {
-                // Only what the provider itself refused counts; the statement looks at that, and at who is connected now.
-                if !engine.db.revoke_connection(&self.claim.fence, engine.now()).await? {
-                    return Err(Stop::Retry { detail: why, after: Some(Duration::from_secs(1)) });
-                }
-                let user = self.claim.run.user_id;
-                match engine.config.on_deauthorize {
-                    OnDeauthorize::Keep => engine.tell_news(user).await,
-                    OnDeauthorize::Delete => {
-                        super::connect::purge(engine, user, self.setup.spec().name.0).await?;
-                    }
+            Err(failure @ TokenFailure::Reauthorize(_)) => {
+                // Only what the provider itself refused counts.
+                if connect::end_refused(engine, Some(id), true).await? == 0 {
+                    return Err(failure.into());
                 }
                 Err(Stop::Fatal(format!("the person took back access at {}", self.setup.spec().title)))
             }

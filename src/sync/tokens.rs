@@ -201,7 +201,7 @@ impl Engine {
         failpoint::hit("refresh-leased");
         let Some(sealed) = &lease.account.refresh_token else {
             let why = "it has no refresh token";
-            self.db.fail_refresh(account.id, version, &self.owner, RefreshFailure::Dead(why), now).await?;
+            self.db.fail_refresh(account.id, version, &self.owner, RefreshFailure::Lost(why), now).await?;
             return Err(TokenFailure::Reauthorize(why.to_owned()));
         };
         let refresh_token = match self.vault.open(&token_aad("refresh", account.id), sealed) {
@@ -261,7 +261,11 @@ impl Engine {
                     account.id,
                     if lost { Refresh::RotationLost } else { Refresh::Refused },
                 );
-                let failure = if dead { RefreshFailure::Dead(why) } else { RefreshFailure::Refused };
+                let failure = match (lost, dead) {
+                    (true, _) => RefreshFailure::Lost(why),
+                    (false, true) => RefreshFailure::Dead(why),
+                    (false, false) => RefreshFailure::Refused,
+                };
                 self.db.fail_refresh(account.id, version, &self.owner, failure, self.now()).await?;
                 if dead {
                     Err(TokenFailure::Reauthorize(why.to_owned()))

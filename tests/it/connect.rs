@@ -37,6 +37,7 @@ both! {
     a_purge_leaves_nothing => purge;
     a_purge_of_files_without_levels => purge_flat;
     access_taken_back_at_the_provider => deauthorized;
+    access_taken_back_without_a_notice => found_out;
     an_erased_user_leaves_the_provider => erased;
     idle_grants_are_kept => idle;
 }
@@ -782,6 +783,69 @@ async fn deauthorized(shape: Shape) {
         assert_eq!(calls(&ledger(&world).await, "revoke"), 0, "the provider knows");
         let folder = wearsync::export::user_folder(None, world.user);
         world.check_user(world.user, 0, &world.place.export_dir().join(folder)).await;
+    }
+}
+
+/// Nobody sends a notice: a sync finds it out, or the refresh of an idle grant.
+async fn found_out(shape: Shape) {
+    for (deletes, setting) in [(false, "keep"), (true, "delete")] {
+        let (world, web) = place(shape, options(3), &[("WEARSYNC_ON_DEAUTHORIZE", setting)]).await;
+        let engine = &world.engine;
+        world.sync().await;
+        let (ann, ben) = (user(&world).await, user(&world).await);
+        for (athlete, user) in [(1, ann), (2, ben)] {
+            web.connect(user, athlete).await;
+            oracle::finish(engine, runs(&world, user).await[0].id).await;
+        }
+        let folder = |user| world.place.export_dir().join(wearsync::export::user_folder(None, user)).join("strava");
+        let check = async |user: UserId, runs_left: i64| {
+            let view = connections(&world, user).await.remove(0);
+            let status = if deletes { "revoked" } else { "active" };
+            assert_eq!((view.connection.status.as_str(), view.account_status.as_str()), (status, "reauth"));
+            assert_eq!(folder(user).exists(), !deletes, "files");
+            for (table, count) in left(&world, user).await {
+                match table {
+                    "runs" => assert!(!deletes || count == runs_left, "{count} runs"),
+                    // The number of the next event goes on from the newest; a run in hand tells of its end besides.
+                    "run_events" => assert!(!deletes || count <= 1 + runs_left, "{count} events"),
+                    "delivery_items" | "oauth_states" => assert_eq!(count, 0),
+                    _ => assert_eq!(count == 0, deletes, "{count} in {table}"),
+                }
+            }
+            let path = format!("/api/v1/strava/users/{user}/sync");
+            let answer = web.send("POST", &path, &[("x-api-key", &web.key)]).await;
+            let code = if deletes { "revoked" } else { "reauthorization_required" };
+            assert_eq!((answer.status, answer.json()["code"].as_str()), (404, Some(code)));
+        };
+
+        world.control("revoke", json!({"athlete": 1})).await;
+        let setup = engine.provider("strava").unwrap();
+        let connection = connections(&world, ann).await[0].connection.id;
+        let request = SyncRequest::default();
+        let accepted = sync::submit(engine, setup, connection, &request, Class::Interactive, RunSource::Pull, None);
+        let run = oracle::finish(engine, accepted.await.unwrap().unwrap().id).await;
+        assert_eq!(run.run_state(), RunState::Failed, "{run:?}");
+        assert!(run.reason.as_deref().is_some_and(|why| why.contains("access was taken back")), "{run:?}");
+        check(ann, 1).await;
+
+        world.control("revoke", json!({"athlete": 2})).await;
+        world.clock.set(t0() + chrono::Duration::days(180));
+        assert_eq!(sync::keep_grants(engine).await.unwrap(), 1, "the third one's");
+        check(ben, 0).await;
+        // Whoever found it out may have ended before it was acted on.
+        let late = oracle::another(&world, &[("WEARSYNC_ON_DEAUTHORIZE", "delete")]).await;
+        sync::keep_grants(&late).await.unwrap();
+        for user in [ann, ben] {
+            assert_eq!(connections(&world, user).await[0].connection.status, "revoked");
+            assert!(!folder(user).exists());
+        }
+        assert_eq!(calls(&ledger(&world).await, "revoke"), 0, "the provider knows");
+        world.check_user(world.user, 0, folder(world.user).parent().unwrap()).await;
+
+        // Connected again, everything comes again.
+        web.connect(ann, 1).await;
+        oracle::finish(engine, runs(&world, ann).await[0].id).await;
+        world.check_user(ann, 1, folder(ann).parent().unwrap()).await;
     }
 }
 

@@ -541,6 +541,15 @@ async fn refresh_lease(shape: Shape) {
     db.store_grant(id, vec![5], s(60)).await.unwrap();
     let account = db.find_account(id).await.unwrap().unwrap();
     assert_eq!((account.status.as_str(), account.refusals, account.reason), ("active", 0, None));
+    // What ends by our own doing was not refused, whatever was before.
+    let version = account.token_version;
+    for (failure, refusals) in [(RefreshFailure::Refused, 1), (RefreshFailure::Lost("gone"), 0)] {
+        db.take_refresh_lease(id, version, "e", s(61), s(90)).await.unwrap().expect("is free");
+        db.fail_refresh(id, version, "e", failure, s(62)).await.unwrap();
+        assert_eq!(db.find_account(id).await.unwrap().unwrap().refusals, refusals);
+    }
+    let account = db.find_account(id).await.unwrap().unwrap();
+    assert_eq!((account.status.as_str(), account.reason.as_deref()), ("reauth", Some("gone")));
 }
 
 async fn api_keys(shape: Shape) {

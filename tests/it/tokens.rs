@@ -18,6 +18,7 @@ both! {
     a_token_lost_with_its_holder_is_named_so => rotation_lost;
     a_holder_that_died_before_the_call_costs_nothing => died_early;
     a_refused_grant_is_dead => refused;
+    what_we_lost_nobody_took_back => lost;
     wrong_credentials_do_not_kill_a_grant => wrong_secret;
     a_broken_token_endpoint_does_not_kill_a_grant => endpoint_down;
     another_application_is_told_apart => other_app;
@@ -160,6 +161,48 @@ async fn refused(shape: Shape) {
     let reason = account.reason.unwrap_or_default();
     assert!(!reason.contains("rotation_lost") && reason.contains("refused"), "nothing of ours was lost: {reason}");
     assert_eq!(ledger(&world).await["tokens"]["refresh_attempts"], 1, "asking again does not help");
+}
+
+/// Somebody says that access was taken back, or nobody does, and it is we who have no good token: nothing is erased.
+async fn lost(shape: Shape) {
+    let settings = [("WEARSYNC_ON_DEAUTHORIZE", "delete")];
+    let world = world(shape, Options { rotate: true, ..tiny(3) }, &settings).await;
+    let db = &world.engine.db;
+    let check_grant = SyncRequest { check_grant: true, ..SyncRequest::default() };
+    assert_eq!(sync_with(&world, &SyncRequest::default()).await.run_state(), RunState::Success);
+    let records = crate::oracle::number(db, "select count(*) from records").await;
+    assert!(records > 0);
+    let untouched = async |status: &str| {
+        sync::keep_grants(&world.engine).await.unwrap();
+        let connection = db.find_connection(world.connection).await.unwrap().unwrap();
+        assert_eq!((connection.status.as_str(), account(&world).await.status.as_str()), ("active", status));
+        assert_eq!(crate::oracle::number(db, "select count(*) from records").await, records);
+        assert!(world.place.export_dir().join("strava").is_dir());
+    };
+    // The key of the vault is gone.
+    let (elsewhere, key) = (world.place.dir.path().join("elsewhere"), "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=");
+    let elsewhere = ("WEARSYNC_DATA_DIR", elsewhere.to_str().unwrap());
+    let other = another(&world, &[settings[0], elsewhere, ("WEARSYNC_SECRET_KEY", key)]).await;
+    let run = crate::oracle::finish(&other, world.accept(&check_grant).await).await;
+    assert_eq!(run.run_state(), RunState::Failed);
+    assert!(run.reason.as_deref().is_some_and(|why| why.contains("cannot be opened")), "{run:?}");
+    untouched("active").await;
+    // A token was lost on its way to us.
+    die_refreshing(&world).await;
+    spend(&world).await;
+    forward(&world.clock, world.clock.now() + chrono::Duration::seconds(31));
+    let run = sync_with(&world, &check_grant).await;
+    assert_eq!(run.run_state(), RunState::Failed);
+    assert!(run.reason.as_deref().is_some_and(|why| why.contains("rotation_lost")), "{run:?}");
+    untouched("reauth").await;
+    // The grant was taken away here, with the question on its way.
+    world.connect(world.user, 0).await;
+    assert_eq!(sync_with(&world, &SyncRequest::default()).await.run_state(), RunState::Success);
+    let asked = world.accept(&check_grant).await;
+    db.drop_grant(account(&world).await.id, "it turned out to be another person's", world.clock.now()).await.unwrap();
+    let run = crate::oracle::finish(&world.engine, asked).await;
+    assert!(run.reason.as_deref().is_some_and(|why| why.contains("another person's")), "{run:?}");
+    untouched("reauth").await;
 }
 
 async fn wrong_secret(shape: Shape) {
