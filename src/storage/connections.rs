@@ -172,14 +172,30 @@ pub(super) use leave_accounts;
 pub(super) const DROP_UNUSED_ACCOUNT: &str = "delete from accounts where id = $1
     and not exists (select 1 from connections c where c.account_id = accounts.id)";
 
+/// Drops the deliveries that speak of a user: of a connection that it has or had, or of its account while there was none.
+/// Those that speak of other users' connections as well stay, without what they say of this one.
+macro_rules! drop_deliveries {
+    ($which:literal) => {
+        concat!(
+            "delete from deliveries where id in (
+                select i.delivery_id from delivery_items i join connections c on c.id = i.connection_id
+                    where c.user_id = $1",
+            $which,
+            " union select i.delivery_id from delivery_items i join connections c on c.account_id = i.account_id
+                    where i.connection_id is null and c.user_id = $1",
+            $which,
+            ") and not exists (select 1 from delivery_items i join connections c on c.id = i.connection_id
+                where i.delivery_id = deliveries.id and c.user_id <> $1)"
+        )
+    };
+}
+
+pub(super) use drop_deliveries;
+
 /// What a connection of a user to a provider has brought, with whatever was asked and told about it. Each takes the user
 /// and the provider.
 const PURGE: [&str; 11] = [
-    "delete from deliveries where exists
-            (select 1 from delivery_items i join connections c on c.id = i.connection_id
-            where i.delivery_id = deliveries.id and c.user_id = $1 and c.provider = $2)
-        and not exists (select 1 from delivery_items i join connections c on c.id = i.connection_id
-            where i.delivery_id = deliveries.id and c.user_id <> $1)",
+    drop_deliveries!(" and c.provider = $2"),
     "delete from delivery_items where connection_id in (select id from connections where user_id = $1 and provider = $2)",
     "delete from idempotency where run_id in
         (select r.id from runs r join connections c on c.id = r.connection_id where c.user_id = $1 and c.provider = $2)",

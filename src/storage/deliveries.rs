@@ -408,12 +408,16 @@ impl Db {
         }))
     }
 
-    /// Drops what has outlived its use: bodies of deliveries that were done before one instant, and deliveries that came
-    /// before another, done or not.
+    /// Drops what has outlived its use: bodies of deliveries that were done before one instant, with all else that is known
+    /// of those that speak of nobody here; and deliveries that came before another, done or not.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn clean_up_deliveries(&self, done_before: DateTime<Utc>, came_before: DateTime<Utc>) -> Result<()> {
+        write!(self, p => sqlx::query("delete from deliveries
+                where ended_at < $1 and body is not null and state = 'done' and not exists
+                    (select 1 from delivery_items i where i.delivery_id = deliveries.id and i.account_id is not null)")
+            .bind(done_before).execute(p).await?.rows_affected());
         write!(self, p => sqlx::query("update deliveries set body = null
                 where ended_at < $1 and body is not null and state = 'done'")
             .bind(done_before).execute(p).await?.rows_affected());

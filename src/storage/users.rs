@@ -1,7 +1,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::QueryBuilder;
 
-use super::connections::{DROP_UNUSED_ACCOUNT, LeftGrant, leave_accounts};
+use super::connections::{DROP_UNUSED_ACCOUNT, LeftGrant, drop_deliveries, leave_accounts};
 use super::db::{accept, read, transaction};
 use super::{Db, Result};
 use crate::model::{AccountId, UserId};
@@ -189,6 +189,7 @@ impl Db {
             let accounts: Vec<(AccountId,)> =
                 sqlx::query_as("select distinct account_id from connections where user_id = $1")
                     .bind(id).fetch_all(&mut *t).await?;
+            sqlx::query(drop_deliveries!("")).bind(id).execute(&mut *t).await?;
             // Records and chunks name the data source and the connection: the connection's cascade goes first, so that
             // the sources' cascade finds nothing left to do.
             sqlx::query("delete from connections where user_id = $1").bind(id).execute(&mut *t).await?;

@@ -25,7 +25,7 @@ async fn scene(shape: Shape) -> Scene {
 /// Everything that is kept of a person, by table.
 async fn rows(db: &Db, person: &Person) -> Vec<(&'static str, i64)> {
     let (user, connection) = (person.user.0, person.connection.0);
-    let by_connection = ["records", "parts", "windows", "runs"];
+    let by_connection = ["records", "parts", "windows", "runs", "delivery_items"];
     let by_user = ["data_sources", "export_leases", "connections"];
     let mut out = Vec::new();
     let other = [

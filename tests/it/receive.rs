@@ -25,6 +25,7 @@ both! {
     a_stranger_may_connect_within_a_day => stranger;
     what_is_not_there_yet_is_asked_for_again => not_yet;
     deliveries_are_replayed_and_grow_old => replayed;
+    whoever_is_erased_is_in_no_delivery => erased;
     deliveries_over_the_api => over_the_api;
     a_delivery_that_kills_its_workers_is_parked => parked;
     the_sweep_finds_what_nobody_was_told_of => swept;
@@ -478,6 +479,13 @@ async fn stranger(shape: Shape) {
     let items = world.engine.db.list_delivery_items(kept[0].id).await.expect("lists");
     assert_eq!((items.len(), items[0].state.as_str()), (1, "dropped"));
     assert!(kept[0].attempts < 40, "it was looked for {} times", kept[0].attempts);
+    // What speaks of nobody here goes with its body; of the other, the row stays for a month.
+    let (stranger, known) = (kept[0].id, kept[1].id);
+    for (hours, left) in [(71, vec![stranger, known]), (73, vec![known])] {
+        world.clock.set(kept[0].ended_at.expect("is done") + chrono::Duration::hours(hours));
+        sync::clean_up_deliveries(&world.engine).await.expect("cleans up");
+        assert_eq!(service.deliveries().await.iter().map(|it| it.id).collect::<Vec<_>>(), left, "{hours} h");
+    }
 }
 
 async fn not_yet(shape: Shape) {
@@ -547,6 +555,42 @@ async fn replayed(shape: Shape) {
     assert!(!sync::replay(&world.engine, delivery.id).await.expect("answers"), "nothing is left to replay");
     assert_eq!(later(29 * 24).await, Some(false));
     assert_eq!(later(30 * 24 + 1).await, None);
+}
+
+async fn erased(shape: Shape) {
+    let service = Service::new(shape, small(), Clock::mock(NOW.parse().expect("an instant")), &[]).await;
+    let world = &service.world;
+    world.sync().await;
+    let callback = service.subscribe().await;
+    let db = &world.engine.db;
+    let ben = db.insert_user(NewUser::default(), world.clock.now()).await.expect("a user").id;
+    let connection = world.connect(ben, 1).await;
+    let mut owners = Vec::new();
+    for athlete in 0..2 {
+        let owner = world.ask(&format!("truth?athlete={athlete}")).await["athlete"].as_u64().expect("an id");
+        owners.push(owner);
+    }
+    let account = db.find_connection(connection).await.expect("reads").expect("is there").account_id;
+    db.name_account(account, &owners[1].to_string(), world.clock.now()).await.expect("names");
+    // Of each, while connected and afterwards: providers go on for a while.
+    for (user, owner) in [(world.user, owners[0]), (ben, owners[1])] {
+        service.post(&callback, event("activity", owner + 1, "delete", owner, 1), None).await;
+        service.work().await;
+        sync::disconnect(&world.engine, user, "strava").await.expect("disconnects");
+        service.post(&callback, event("activity", owner + 1, "delete", owner, 2), None).await;
+        service.work().await;
+    }
+    let kept = service.deliveries().await;
+    assert!(kept.len() == 4 && kept.iter().all(|it| it.state == "done"), "{kept:?}");
+    let told = async || {
+        let rows = crate::oracle::dump(db, &["deliveries", "delivery_items", "runs"]).await;
+        owners.iter().map(|owner| format!("{rows:?}").contains(&owner.to_string())).collect::<Vec<_>>()
+    };
+    assert_eq!(told().await, [true, true]);
+    sync::purge(&world.engine, ben, "strava").await.expect("purges");
+    assert_eq!((service.deliveries().await.len(), told().await), (2, vec![true, false]));
+    sync::erase_user(&world.engine, world.user).await.expect("erases");
+    assert_eq!((service.deliveries().await.len(), told().await), (0, vec![false, false]));
 }
 
 async fn over_the_api(shape: Shape) {
