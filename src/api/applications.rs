@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::App;
 use super::error::{Error, missing};
-use super::extract::{Credentials, IdPath, JsonBody, MaybeBody, Myself, allow, invalid, raw_path};
+use super::extract::{Caller, Credentials, IdPath, JsonBody, MayAdmin, MaybeBody, allow, invalid, raw_path};
 use super::token::{self, Tokens};
 use crate::model::UserId;
 use crate::storage::{Application, TokenOwner};
@@ -69,23 +69,23 @@ fn unknown() -> Error {
 
 /// List applications
 ///
-/// The developer's own, newest first. Needs a developer's token.
+/// The developer's own, newest first. A key stands for the developer who made it; one from the command line, which no
+/// developer made, for all of them. Needs the scope `admin`.
 #[utoipa::path(
     get,
     path = "/api/v1/applications",
     operation_id = "list_applications",
     tag = "applications",
-    security(("developer_token" = [])),
     responses((status = 200, description = "The applications", body = [ApplicationRead], example = json!([{
         "id": "0198c0de-7e57-7a39-9d0c-2f8e1f0f4c77", "app_id": "app_0f1e2d3c4b5a69788796a5b4c3d2e1f0",
         "name": "telephone", "created_at": "2026-03-01T08:00:00Z"
     }])))
 )]
 pub(super) async fn list_applications(
-    Myself(developer): Myself,
+    caller: Caller<MayAdmin>,
     State(app): State<Arc<App>>,
 ) -> Result<Json<Vec<ApplicationRead>>, Error> {
-    let found = app.state.engine.db.list_applications(developer.id).await?;
+    let found = app.state.engine.db.list_applications(caller.developer).await?;
     Ok(Json(found.into_iter().map(ApplicationRead::from).collect()))
 }
 
@@ -100,13 +100,13 @@ pub(super) struct ApplicationCreate {
 
 /// Create an application
 ///
-/// Answers the secret, this once. Needs a developer's token.
+/// Answers the secret, this once. A key makes it for the developer who made the key; one from the command line for the
+/// first developer. Needs the scope `admin`.
 #[utoipa::path(
     post,
     path = "/api/v1/applications",
     operation_id = "create_application",
     tag = "applications",
-    security(("developer_token" = [])),
     request_body(content = ApplicationCreate, example = json!({"name": "telephone"})),
     responses(
         (status = 201, description = "The application with its secret", body = ApplicationMade, example = json!({
@@ -117,7 +117,7 @@ pub(super) struct ApplicationCreate {
     )
 )]
 pub(super) async fn create_application(
-    Myself(developer): Myself,
+    caller: Caller<MayAdmin>,
     State(app): State<Arc<App>>,
     mut body: JsonBody,
 ) -> Result<(StatusCode, Json<ApplicationMade>), Error> {
@@ -125,7 +125,8 @@ pub(super) async fn create_application(
     let engine = &app.state.engine;
     let app_id = vault::new_secret("app_", 16).expose_secret().to_owned();
     let (secret, hash) = new_secret();
-    let made = engine.db.insert_application(developer.id, app_id, hash, name, engine.clock.now()).await?;
+    let made = engine.db.insert_application(caller.developer, app_id, hash, name, engine.clock.now()).await?;
+    let made = made.ok_or_else(|| invalid("there is no developer yet: `wearsync developers create` makes one"))?;
     Ok((
         StatusCode::CREATED,
         Json(ApplicationMade { read: made.into(), app_secret: secret.expose_secret().to_owned() }),
@@ -140,54 +141,52 @@ fn new_secret() -> (SecretString, Vec<u8>) {
 
 /// Delete an application
 ///
-/// It can give out no more tokens; those it gave out end by themselves. Needs a developer's token.
+/// It can give out no more tokens; those it gave out end by themselves. Needs the scope `admin`.
 #[utoipa::path(
     delete,
     path = "/api/v1/applications/{app_id}",
     operation_id = "delete_application",
     tag = "applications",
-    security(("developer_token" = [])),
     params(("app_id" = String, Path, description = "The id that the application names itself by")),
     responses(
         (status = 204, description = "Deleted"),
-        (status = 404, description = "The developer has no such application", body = super::error::Body),
+        (status = 404, description = "There is no such application, or it is another developer's", body = super::error::Body),
     )
 )]
 pub(super) async fn delete_application(
-    Myself(developer): Myself,
+    caller: Caller<MayAdmin>,
     State(app): State<Arc<App>>,
     AppPath(app_id): AppPath,
 ) -> Result<StatusCode, Error> {
-    let gone = app.state.engine.db.delete_application(developer.id, app_id).await?;
+    let gone = app.state.engine.db.delete_application(caller.developer, app_id).await?;
     if gone { Ok(StatusCode::NO_CONTENT) } else { Err(unknown()) }
 }
 
 /// Rotate an application's secret
 ///
-/// Answers the new secret, this once; the old one ends. Needs a developer's token.
+/// Answers the new secret, this once; the old one ends. Needs the scope `admin`.
 #[utoipa::path(
     post,
     path = "/api/v1/applications/{app_id}/rotate-secret",
     operation_id = "rotate_application_secret",
     tag = "applications",
-    security(("developer_token" = [])),
     params(("app_id" = String, Path, description = "The id that the application names itself by")),
     responses(
         (status = 200, description = "The application with its new secret", body = ApplicationMade, example = json!({
             "id": "0198c0de-7e57-7a39-9d0c-2f8e1f0f4c77", "app_id": "app_0f1e2d3c4b5a69788796a5b4c3d2e1f0",
             "name": "telephone", "created_at": "2026-03-01T08:00:00Z", "app_secret": "secret_…"
         })),
-        (status = 404, description = "The developer has no such application", body = super::error::Body),
+        (status = 404, description = "There is no such application, or it is another developer's", body = super::error::Body),
     )
 )]
 pub(super) async fn rotate_application_secret(
-    Myself(developer): Myself,
+    caller: Caller<MayAdmin>,
     State(app): State<Arc<App>>,
     AppPath(app_id): AppPath,
 ) -> Result<Json<ApplicationMade>, Error> {
     let engine = &app.state.engine;
     let (secret, hash) = new_secret();
-    let found = engine.db.update_application_secret(developer.id, app_id, hash, engine.clock.now()).await?;
+    let found = engine.db.update_application_secret(caller.developer, app_id, hash, engine.clock.now()).await?;
     let read = found.ok_or_else(unknown)?.into();
     Ok(Json(ApplicationMade { read, app_secret: secret.expose_secret().to_owned() }))
 }

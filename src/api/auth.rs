@@ -196,7 +196,8 @@ pub(super) struct PasswordChange {
 
 /// Change the password
 ///
-/// Ends every token that was given out before, this one as well: log in again. Needs a developer's token.
+/// Ends every token that was given out before, this one as well: log in again. Needs a developer's token: it is about
+/// a person, and no key stands for one, not even one with the scope for everything.
 #[utoipa::path(
     post,
     path = "/api/v1/auth/change-password",
@@ -268,7 +269,7 @@ impl From<Developer> for DeveloperRead {
 
 /// Get me
 ///
-/// The developer whose token this is. Needs a developer's token: a key belongs to nobody.
+/// The developer whose token this is. Needs a developer's token: it is about a person, and no key stands for one.
 #[utoipa::path(
     get,
     path = "/api/v1/auth/me",
@@ -302,7 +303,7 @@ pub(super) struct DeveloperUpdate {
 /// Change me
 ///
 /// Changes the members that are given and not null. A `password` is refused: `POST /api/v1/auth/change-password` asks for
-/// the current one. Needs a developer's token.
+/// the current one. Needs a developer's token: it is about a person, and no key stands for one.
 #[utoipa::path(
     patch,
     path = "/api/v1/auth/me",

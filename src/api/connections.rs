@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::App;
 use super::error::{Error, missing};
-use super::extract::{Caller, IdPath, MayRead};
+use super::extract::{Caller, IdPath, MayEnd, MayRead};
 use super::providers::{icon_url, live_mode};
 use crate::model::{BEGINNING_MS, ConnectionId, UserId};
 use crate::providers::WebhookKind;
@@ -248,7 +248,7 @@ fn no_connection_of(user: UserId) -> Error {
 ///
 /// Ends a user's connection to a provider: runs of it are cancelled, its tokens are gone, and the provider is told if
 /// nobody else here uses the account. What is stored stays. A connection that has ended already is no failure. Needs the
-/// scope `admin`.
+/// scope `admin`: only the person can undo it. Keys for less are answered 403.
 #[utoipa::path(
     delete,
     path = "/api/v1/users/{user_id}/connections/{provider}",
@@ -264,7 +264,7 @@ fn no_connection_of(user: UserId) -> Error {
     )
 )]
 pub(super) async fn delete_connection(
-    _: Caller<super::extract::MayAdmin>,
+    _: Caller<MayEnd>,
     State(app): State<Arc<App>>,
     path: axum::extract::RawPathParams,
 ) -> Result<axum::http::StatusCode, Error> {
@@ -279,7 +279,8 @@ pub(super) async fn delete_connection(
 /// Disconnect and erase
 ///
 /// The same, and everything that is stored of the user from this provider goes: records, samples, the answers as received,
-/// runs and files. Nobody else's data is touched. Needs the scope `admin`.
+/// runs and files. Nobody else's data is touched. Needs the scope `admin`: nothing can undo it. Keys for less are answered
+/// 403.
 #[utoipa::path(
     delete,
     path = "/api/v1/users/{user_id}/connections/{provider}/data",
@@ -295,7 +296,7 @@ pub(super) async fn delete_connection(
     )
 )]
 pub(super) async fn delete_connection_data(
-    _: Caller<super::extract::MayAdmin>,
+    _: Caller<MayEnd>,
     State(app): State<Arc<App>>,
     path: axum::extract::RawPathParams,
 ) -> Result<axum::http::StatusCode, Error> {

@@ -40,6 +40,8 @@ pub(super) trait Scope: Send + Sync + 'static {
 pub(super) enum MaySync {}
 /// Look at things.
 pub(super) enum MayRead {}
+/// End connections: any key of the mirrored API may, of ours those for everything.
+pub(super) enum MayEnd {}
 /// Everything.
 pub(super) enum MayAdmin {}
 
@@ -51,6 +53,10 @@ impl Scope for MayRead {
     const WORD: &'static str = "read";
     const DEVELOPERS: bool = false;
 }
+impl Scope for MayEnd {
+    const WORD: &'static str = "admin";
+    const DEVELOPERS: bool = false;
+}
 impl Scope for MayAdmin {
     const WORD: &'static str = "admin";
     const DEVELOPERS: bool = true;
@@ -59,7 +65,7 @@ impl Scope for MayAdmin {
 /// Proof that the request shows a developer's token, or a key that works for `S`. Comes first among a handler's
 /// arguments: who may not ask does not learn what is wrong with the question.
 pub(super) struct Caller<S> {
-    /// The developer; `None`: a key asks, which belongs to nobody.
+    /// The developer who asks, or who made the key that does; `None`: a key that no developer made.
     pub(super) developer: Option<Uuid>,
     scope: PhantomData<S>,
 }
@@ -69,15 +75,16 @@ impl<S: Scope> FromRequestParts<Arc<App>> for Caller<S> {
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Error> {
         let shown = Credentials::read(app, &parts.headers);
-        let developer = shown.developer(app).await?.map(|developer| developer.id);
+        let mut developer = shown.developer(app).await?.map(|developer| developer.id);
         if developer.is_none() {
             match &shown.key_hash {
                 Some(hash) => {
                     let key = app.state.engine.db.find_api_key(hash).await?;
-                    allow(app, key, S::WORD).map_err(|error| match error {
+                    let key = allow(app, key, S::WORD).map_err(|error| match error {
                         Error::Unauthorized { .. } if S::DEVELOPERS => Error::BadToken { detail: BAD_TOKEN },
                         error => error,
                     })?;
+                    developer = key.created_by;
                 }
                 None if S::DEVELOPERS => return Err(shown.no_developer()),
                 None => return Err(Error::Unauthorized { detail: NOTHING }),
@@ -87,8 +94,8 @@ impl<S: Scope> FromRequestParts<Arc<App>> for Caller<S> {
     }
 }
 
-/// The developer who asks, for what is the developer's own. A key belongs to nobody, whatever its scopes: it is
-/// answered as no token is.
+/// The developer who asks, for what is the developer's own person: name, e-mail, password. A key is answered as no token
+/// is, whatever its scopes.
 pub(super) struct Myself(pub(super) Developer);
 
 impl FromRequestParts<Arc<App>> for Myself {
