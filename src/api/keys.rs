@@ -262,9 +262,6 @@ pub(super) async fn revoke_key(
     KeyPath(id): KeyPath,
 ) -> Result<Json<ApiKeyRead>, Error> {
     let engine = &app.state.engine;
-    // Only one of two calls at once finds it working.
-    let found = engine.db.rename_api_key(id, None).await?;
-    found.ok_or_else(|| unknown(&id.to_string()))?;
     let key = engine.db.revoke_api_key(id, engine.clock.now()).await?;
     Ok(Json(key.ok_or_else(|| unknown(&id.to_string()))?.into()))
 }
@@ -315,6 +312,6 @@ pub(super) async fn rotate_key(
         created_by: caller.developer,
         old_until: now + Duration::seconds(overlap),
     };
-    let key = engine.db.rotate_api_key(id, next, now).await?.ok_or_else(|| unknown(&id.to_string()))?;
+    let (key, _) = engine.db.rotate_api_key(id, next, now).await?.ok_or_else(|| unknown(&id.to_string()))?;
     Ok((StatusCode::CREATED, Json(ApiKeyMade { read: key.into(), key: secret.expose_secret().to_owned() })))
 }

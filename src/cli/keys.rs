@@ -144,11 +144,13 @@ pub(crate) async fn run(session: &Session, command: Command) -> Outcome {
                 created_by: None,
                 old_until: now + overlap,
             };
-            let key = db.rotate_api_key(id, next, now).await?.ok_or_else(|| unknown(id))?;
+            let (key, old_until) = db.rotate_api_key(id, next, now).await?.ok_or_else(|| unknown(id))?;
             let mut answer = key_json(&key);
             answer["key"] = json!(secret.expose_secret());
             session.out.show(&answer, || secret.expose_secret().to_owned())?;
-            remark(&format!("keep it: it is not shown again; the old key works until {}", time(now + overlap)));
+            let works = old_until > now;
+            let old = if works { format!("works until {}", time(old_until)) } else { "works no longer".to_owned() };
+            remark(&format!("keep it: it is not shown again; the old key {old}"));
         }
         Command::Revoke { id } => {
             if db.revoke_api_key(id, clock.now()).await?.is_none() {

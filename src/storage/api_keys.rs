@@ -117,12 +117,12 @@ impl Db {
         Ok(read!(self, p => sqlx::query_as(sql).fetch_all(p).await?))
     }
 
-    /// Revokes a key; `None` when there is none. Revoking twice keeps the first time.
+    /// Revokes a key; `None` when there is none that is not revoked: of two calls at once one finds it.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn revoke_api_key(&self, id: Uuid, now: DateTime<Utc>) -> Result<Option<ApiKey>> {
-        let sql = "update api_keys set revoked_at = coalesce(revoked_at, $2) where id = $1
+        let sql = "update api_keys set revoked_at = $2 where id = $1 and revoked_at is null
             returning id, prefix, name, scopes, created_by, created_at, expires_at, retires_at, revoked_at, last_used_at";
         accept!(self, c => Ok(sqlx::query_as(sql).bind(id).bind(now).fetch_optional(&mut *c).await?))
     }
@@ -138,11 +138,17 @@ impl Db {
     }
 
     /// Makes a key with the name and scopes of another that is not revoked; the other one retires. One that
-    /// expires is followed by one with as long a life. `None` when there is no such key.
+    /// expires is followed by one with as long a life. Answers, too, until when the other one works: that may be sooner
+    /// than was asked for. `None` when there is no such key.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn rotate_api_key(&self, id: Uuid, next: NextApiKey, now: DateTime<Utc>) -> Result<Option<ApiKey>> {
+    pub async fn rotate_api_key(
+        &self,
+        id: Uuid,
+        next: NextApiKey,
+        now: DateTime<Utc>,
+    ) -> Result<Option<(ApiKey, DateTime<Utc>)>> {
         let new = transaction!(self, t => {
             let sql = "select id, prefix, name, scopes, created_by, created_at, expires_at, retires_at, revoked_at, last_used_at
                 from api_keys where id = $1 and revoked_at is null";
@@ -161,7 +167,7 @@ impl Db {
                         .bind(Uuid::now_v7()).bind(next.hash).bind(next.prefix).bind(old.name).bind(old.scopes)
                         .bind(now).bind(old.expires_at.map(|end| now + (end - old.created_at))).bind(next.created_by)
                         .fetch_one(&mut *t).await?;
-                    Some(new)
+                    Some((new, old.expires_at.map_or(until, |end| end.min(until))))
                 }
             }
         });

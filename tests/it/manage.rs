@@ -1070,6 +1070,23 @@ async fn processes(shape: Shape) {
     let list = keys(&mut said);
     assert_eq!((&list[0]["name"], &list[1]["name"]), (&json!("dashboard"), &json!("dashboard")));
     assert!(list[0]["retires_at"].is_null() && list[1]["retires_at"].is_string(), "{list}");
+    // A key that retires stays at its time, whatever overlap is asked for; one that expires does, too.
+    let mut next = |arguments: &[&str]| {
+        let (code, key, remarks) = command(&env, arguments, "");
+        assert_eq!(code, 0, "{remarks}");
+        said += &remarks;
+        (key, remarks)
+    };
+    let until = |at: &Value| format!("the old key works until {}", text(at)[..16].replace('T', " "));
+    let (third, remarks) = next(&["keys", "rotate", &id, "--overlap", "20d"]);
+    assert!(remarks.contains(&until(&list[1]["retires_at"])), "{remarks}");
+    let (made, _) = next(&["keys", "create", "--name", "y", "--expires-in", "1h", "--json"]);
+    let made: Value = serde_json::from_str(&made).expect("JSON");
+    let (fourth, ends) = (text(&made["key"]).to_owned(), text(&made["id"]));
+    let (fifth, remarks) = next(&["keys", "rotate", ends, "--overlap", "20d"]);
+    assert!(remarks.contains(&until(&made["expires_at"])), "{remarks}");
+    let (sixth, remarks) = next(&["keys", "rotate", ends, "--overlap", "0s"]);
+    assert!(remarks.contains("the old key works no longer"), "{remarks}");
     let nobody = uuid::Uuid::now_v7().to_string();
     assert_eq!(command(&env, &["keys", "rotate", &nobody], "").0, 2);
 
@@ -1096,7 +1113,8 @@ async fn processes(shape: Shape) {
         let answer = request.header("X-API-Key", token).send().await.expect("answers");
         serde_json::from_str::<Value>(&answer.text().await.expect("a body")).unwrap_or(Value::Null)
     };
-    let mut secrets = vec![PASSWORD.to_owned(), first.trim().to_owned(), second.trim().to_owned()];
+    let mut secrets = vec![PASSWORD.to_owned()];
+    secrets.extend([&first, &second, &third, &fourth, &fifth, &sixth].iter().map(|key| key.trim().to_owned()));
     let form = |password: &str| format!("username=ada%40example.com&password={}", password.replace(' ', "+"));
     let login = send("POST", "/api/v1/auth/login", "", form(PASSWORD)).await;
     let token = text(&login["access_token"]).to_owned();
@@ -1115,7 +1133,7 @@ async fn processes(shape: Shape) {
             secrets.extend(answer[name].as_str().map(str::to_owned));
         }
     }
-    assert_eq!(secrets.len(), 12);
+    assert_eq!(secrets.len(), 16);
     for secret in secrets.clone() {
         for path in ["/api/v1/users", "/api/v1/auth/me", "/api/v1/developer/api-keys", "/api/v1/strava/users/x/sync"] {
             send("GET", path, &secret, String::new()).await;
