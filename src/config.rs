@@ -107,7 +107,7 @@ pub struct Config {
     pub bind: SocketAddr,
     /// How browsers reach us, without a slash at the end: providers send people back to an address below it.
     pub public_url: String,
-    /// Where else people may be sent after connecting; compared letter by letter.
+    /// Where else people may be sent after connecting; compared letter by letter, `{user_id}` standing for the user's id.
     pub redirect_uris: Vec<String>,
     /// How long somebody may take to agree at a provider.
     pub oauth_state_life: Duration,

@@ -18,7 +18,7 @@ use super::error::{Error, missing};
 use super::extract::{self, FromQuery, Query, QueryPairs, one_of};
 use crate::model::UserId;
 use crate::providers::{self, ProviderSpec};
-use crate::sync::{self, ConnectError, ProviderSetup};
+use crate::sync::{self, ConnectError, Engine, ProviderSetup};
 
 /// Words of others are shown up to here.
 const MOST_WORDS: usize = 200;
@@ -70,7 +70,7 @@ fn provider<'a>(app: &'a App, path: &RawPathParams) -> Result<&'a ProviderSetup,
     params(
         ("provider" = String, Path, description = "Provider name", example = "strava"),
         ("user_id" = Uuid, Query, description = "UUID of the user to be connected"),
-        ("redirect_uri" = Option<String>, Query, description = "Where the person goes afterwards, letter by letter as set"),
+        ("redirect_uri" = Option<String>, Query, description = "Where the person goes afterwards, letter by letter as set; `{user_id}` there stands for this user's id"),
     ),
     responses(
         (status = 200, description = "Where the person agrees", body = AuthorizationUrl, example = json!({
@@ -169,14 +169,16 @@ async fn finish(app: Arc<App>, path: &RawPathParams, query: &str) -> Result<Stri
             sync::end_visit(&engine, &sync::secret(state)).await?;
         }
         let why = came.error_description.as_deref().unwrap_or("Unknown error");
-        return Ok(error_page(&format!("{}:+{}", encoded(&error), encoded(why))));
+        return Ok(error_page(&engine, &format!("{}:+{}", encoded(&error), encoded(why))));
     }
     let (Some(code), Some(state)) = (came.code, came.state) else {
-        return Ok(error_page("Missing+OAuth+parameters"));
+        return Ok(error_page(&engine, "Missing+OAuth+parameters"));
     };
     let scope = came.scope;
     // A task of its own: the person may close the window, but what the provider gave has to be stored.
+    let at_work = engine.clone();
     let done = tokio::spawn(async move {
+        let engine = at_work;
         let setup = engine.provider(name).ok_or(ConnectError::WrongProvider)?;
         sync::finish_visit(&engine, setup, &sync::secret(&state), sync::secret(&code), scope.as_deref()).await
     });
@@ -189,9 +191,10 @@ async fn finish(app: Arc<App>, path: &RawPathParams, query: &str) -> Result<Stri
         Ok((connected, None)) => {
             let missing: Vec<String> = connected.missing.iter().map(|scope| encoded(scope.name)).collect();
             let missing = if missing.is_empty() { String::new() } else { format!("&missing={}", missing.join(",")) };
-            Ok(format!("/api/v1/oauth/success?provider={name}&user_id={}{missing}", connected.user))
+            let user = connected.user;
+            Ok(own_page(&engine, &format!("success?provider={name}&user_id={user}{missing}")))
         }
-        Err(ConnectError::NothingToRead(why)) => Ok(error_page(&encoded(&why))),
+        Err(ConnectError::NothingToRead(why)) => Ok(error_page(&engine, &encoded(&why))),
         Err(error) => Err(error.into()),
     }
 }
@@ -201,8 +204,14 @@ fn encoded(text: &str) -> String {
     byte_serialize(text.as_bytes()).collect()
 }
 
-fn error_page(message: &str) -> String {
-    format!("/api/v1/oauth/error?message={message}")
+fn error_page(engine: &Engine, message: &str) -> String {
+    own_page(engine, &format!("error?message={message}"))
+}
+
+/// A page of ours as the browser reaches it: on the host it came to, below the path that our address may have.
+fn own_page(engine: &Engine, page: &str) -> String {
+    let base = url::Url::parse(&engine.config.public_url).map(|url| url.path().trim_end_matches('/').to_owned());
+    format!("{}/api/v1/oauth/{page}", base.unwrap_or_default())
 }
 
 fn see_other(to: &str) -> Response {

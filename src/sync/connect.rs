@@ -26,6 +26,9 @@ const KEPT_AT_ONCE: i64 = 20;
 /// A grant that could not be refreshed is tried again after this.
 const KEEP_AGAIN: Duration = Duration::from_secs(3600);
 
+/// In an address that people may be sent to: the id of the user who is connected.
+const USER_ID: &str = "{user_id}";
+
 /// Why nobody was connected. Words for people, without any secret.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -124,7 +127,7 @@ pub async fn begin_visit(
 ) -> Result<Visit, ConnectError> {
     let redirect_uri = match redirect_uri {
         Some(uri) if uri == success_url(engine) => None,
-        Some(uri) if may_redirect(engine, uri) => Some(uri.to_owned()),
+        Some(uri) if may_redirect(engine, user, uri) => Some(uri.to_owned()),
         Some(_) => return Err(ConnectError::Redirect),
         None => None,
     };
@@ -145,8 +148,10 @@ fn success_url(engine: &Engine) -> String {
     format!("{}/api/v1/oauth/success", engine.config.public_url)
 }
 
-fn may_redirect(engine: &Engine, uri: &str) -> bool {
-    engine.config.redirect_uris.iter().any(|allowed| allowed == uri)
+/// Letter by letter, once the user's id stands where the list leaves room for it.
+fn may_redirect(engine: &Engine, user: UserId, uri: &str) -> bool {
+    let user = user.to_string();
+    engine.config.redirect_uris.iter().any(|allowed| allowed.replace(USER_ID, &user) == uri)
 }
 
 fn verifier_aad(hash: &[u8]) -> Vec<u8> {
@@ -192,7 +197,7 @@ pub async fn finish_visit(
         first_sync(engine, setup, connected.connection).await?;
     }
     // The settings may have changed since the visit began.
-    Ok((connected, row.redirect_uri.filter(|uri| may_redirect(engine, uri))))
+    Ok((connected, row.redirect_uri.filter(|uri| may_redirect(engine, row.user_id, uri))))
 }
 
 /// Queues what a new connection reads first: everything, newest first, behind what people wait for.

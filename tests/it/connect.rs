@@ -25,6 +25,8 @@ use crate::support::{Shape, World, client, tree};
 
 both! {
     the_way_to_the_consent_page => authorize;
+    a_page_of_each_users_own_is_on_the_list => own_pages;
+    an_address_with_a_path => below_a_path;
     a_person_agrees => agrees;
     what_comes_back_is_checked => attacks;
     two_callbacks_with_one_state => twice;
@@ -242,6 +244,66 @@ async fn authorize(shape: Shape) {
     let bare = oracle::another(&world, &[("WEARSYNC_PROVIDERS__STRAVA__CLIENT_SECRET", "")]).await;
     let answer = Web::new(&bare).await.get(&path(&format!("user_id={me}"))).await;
     assert_eq!((answer.status, answer.json()["code"].as_str()), (400, Some("provider_not_set_up")), "{}", answer.text);
+}
+
+async fn own_pages(shape: Shape) {
+    let portal = "https://portal.example.org/users/{user_id}/pair/success";
+    let (world, web) = place(shape, options(1), &[("WEARSYNC_REDIRECT_URIS", portal)]).await;
+    let (me, other) = (world.user, user(&world).await);
+    let path = |user: UserId, uri: &str| {
+        let uri: String = url::form_urlencoded::byte_serialize(uri.as_bytes()).collect();
+        format!("/api/v1/oauth/strava/authorize?user_id={user}&redirect_uri={uri}")
+    };
+    let filled = |text: &str| portal.replace("{user_id}", text);
+    let own = filled(&me.to_string());
+    for evil in [
+        portal.to_owned(),
+        filled("%7Buser_id%7D"),
+        filled(&other.to_string()),
+        filled(&me.to_string().to_uppercase()),
+        filled(&me.0.simple().to_string()),
+        filled(""),
+        filled("*"),
+        filled(&format!("{other}/../{me}")),
+        filled(&format!("{me}/../{other}")),
+        filled(&format!("..%2f{me}")),
+        own.replacen("https://", "https://portal.example.org@evil.example/", 1),
+        own.replacen("https://", &format!("https://{me}@"), 1),
+        own.replacen("portal", "PORTAL", 1),
+        own.replacen("https", "http", 1),
+        own.replacen("success", "..", 1),
+        format!("{own}/"),
+        format!("{own}?next=https://evil.example"),
+        format!("{own}/../../../../evil"),
+    ] {
+        let answer = web.get(&path(me, &evil)).await;
+        assert_eq!(answer.status, 400, "{evil}");
+        assert!(answer.text.contains("redirect_uri is not among"), "{}", answer.text);
+    }
+    assert_eq!(web.get(&path(other, &own)).await.status, 400, "somebody else's visit does not end there");
+    assert_eq!(states(&world).await, 0);
+    let visit = web.get(&path(me, &own)).await;
+    assert_eq!(visit.status, 200, "{}", visit.text);
+    let back = web.agree(&visit.json(), 0).await;
+    assert_eq!(web.get(&back).await.location(), own);
+}
+
+/// As behind a proxy that answers below a path and hands on what comes after it.
+async fn below_a_path(shape: Shape) {
+    let (world, web) = place(shape, options(2), &[("WEARSYNC_PUBLIC_URL", "https://example.org/wear/")]).await;
+    let visit = web.visit(world.user, "").await;
+    let address = visit["authorization_url"].as_str().unwrap();
+    let expected = "https://example.org/wear/api/v1/oauth/strava/callback";
+    assert_eq!(param(address, "redirect_uri").as_deref(), Some(expected));
+    let back = web.agree(&visit, 0).await;
+    let answer = web.get(back.strip_prefix("/wear").unwrap()).await;
+    let success = format!("/wear/api/v1/oauth/success?provider=strava&user_id={}", world.user);
+    assert_eq!(answer.location(), success);
+    assert_eq!(web.get(success.strip_prefix("/wear").unwrap()).await.status, 200);
+    for query in ["error=access_denied", "code=1"] {
+        let answer = web.get(&format!("/api/v1/oauth/strava/callback?{query}")).await;
+        assert!(answer.location().starts_with("/wear/api/v1/oauth/error?message="), "{}", answer.location());
+    }
 }
 
 async fn agrees(shape: Shape) {
