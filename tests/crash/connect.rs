@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, Command};
 use wearsync::model::SyncRequest;
 use wearsync::simulator::Options;
-use wearsync::storage::Db;
+use wearsync::storage::{Db, DeliveryFilter};
 
 use crate::both;
 use crate::scene::{Api, Scene};
@@ -123,11 +123,17 @@ async fn canaries(shape: Shape) {
     let connection = scene.engine.db.list_connections(Some(person)).await.expect("reads").remove(0).connection.id;
     scene.until_success(scene.accept_for(connection, &SyncRequest::default()).await).await;
     heard.call(keyed(http.get(format!("{url}/api/v1/tasks")))).await;
+    let [path_token, verify_token] = pushed(&scene, &url, &key, &mut heard).await;
     let mut kept = everything_kept(&scene).await;
     assert!(
         shape == Shape::Sqlite || kept.iter().any(|(place, _)| place.contains(":token:")),
         "tokens are shared, sealed"
     );
+    // What is taken back below is to be found out by a call.
+    let subscription =
+        scene.engine.db.list_subscriptions("strava", "90417").await.expect("lists").remove(0).external_id;
+    let subscriptions = format!("{url}/api/v1/providers/strava/webhooks/subscriptions");
+    heard.call(keyed(http.delete(format!("{subscriptions}/{subscription}")))).await;
     heard.call(keyed(http.delete(format!("{users}/{}/connections/strava", scene.people[1].user)))).await;
     heard.call(keyed(http.delete(format!("{users}/{}/connections/strava/data", scene.people[2].user)))).await;
     scene.control("revoke", json!({ "athlete": first.athlete })).await;
@@ -141,6 +147,8 @@ async fn canaries(shape: Shape) {
         ("client secret", "simulated-secret".to_owned()),
         ("secret key", crate::support::SECRET_KEY.to_owned()),
         ("forged code", forged.to_owned()),
+        ("path token", path_token),
+        ("verify token", verify_token),
     ];
     secrets.extend(states.iter().map(|state| ("state", state.clone())));
     let answer: Value = http
@@ -160,6 +168,10 @@ async fn canaries(shape: Shape) {
     assert!(secrets.len() > 12, "{}", secrets.len());
     let search = |place: &str, bytes: &[u8]| {
         for (what, secret) in &secrets {
+            // Where deliveries go is kept as whoever subscribes is shown it.
+            if *what == "path token" && (place == "table subscriptions" || place.contains("/state/wearsync.db")) {
+                continue;
+            }
             let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
             for form in [secret.as_bytes(), hex.as_bytes()] {
                 let found = bytes.windows(form.len()).any(|window| window == form);
@@ -175,16 +187,83 @@ async fn canaries(shape: Shape) {
     for (place, text) in kept {
         search(&place, text.as_bytes());
     }
+    let mut traced = 0;
     for process in &mut processes {
         process.stop().await;
         let said = process.said();
-        assert!(said.len() > 10_000 && said.contains("TRACE"), "it traces: {} bytes", said.len());
+        assert!(said.len() > 10_000, "it logs: {} bytes", said.len());
+        traced += usize::from(said.contains("TRACE"));
         search("a log", said.as_bytes());
     }
+    // Calls to the provider are what is traced, and of two workers one may have made none.
+    assert!(traced >= if shape == Shape::Sqlite { 1 } else { 2 }, "{traced} trace");
     for path in files(&scene.place.data_dir()) {
         let bytes = std::fs::read(&path).expect("reads");
         search(&path.display().to_string(), &bytes);
     }
+}
+
+/// A subscription, an event, and whatever goes wrong with both. Answers the end of the address, which whoever subscribes
+/// is shown and nobody else, and what the provider shows when it validates.
+async fn pushed(scene: &Scene, url: &str, key: &str, heard: &mut Heard) -> [String; 2] {
+    let http = browser();
+    let manage = format!("{url}/api/v1/providers/strava/webhooks/subscriptions");
+    let subscribe = http.post(format!("{manage}?callback_url={url}")).header("x-api-key", key);
+    let made: Value = subscribe.send().await.expect("answers").json().await.expect("JSON");
+    assert_eq!(made["subscriptions"][0]["status"], "created", "{made}");
+    let callback = made["subscriptions"][0]["callback_url"].as_str().expect("an address");
+    let path_token = callback.rsplit('/').next().expect("an end").to_owned();
+    assert!(path_token.len() > 30, "{callback}");
+    let rows = scene.engine.db.list_subscriptions("strava", "90417").await.expect("lists");
+    let sealed = rows[0].secret.as_deref().expect("a secret");
+    let verify_token = scene.engine.vault.open(b"subscription:strava", sealed).expect("opens");
+    let verify_token = secrecy::ExposeSecret::expose_secret(&verify_token).to_owned();
+    assert_eq!(verify_token.len(), 48);
+
+    // Taken, and worked on.
+    scene.control("upload", json!({ "athlete": scene.people[0].athlete })).await;
+    let started = std::time::Instant::now();
+    loop {
+        let filter = DeliveryFilter { limit: 10, ..DeliveryFilter::default() };
+        let kept = scene.engine.db.list_deliveries(&filter).await.expect("lists");
+        if let [delivery] = kept.as_slice()
+            && delivery.state == "done"
+        {
+            heard.call(http.get(format!("{url}/api/v1/deliveries/{}", delivery.id)).header("x-api-key", key)).await;
+            break;
+        }
+        assert!(started.elapsed() < Duration::from_secs(20), "no event was worked on: {kept:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    heard.call(http.get(format!("{url}/api/v1/deliveries")).header("x-api-key", key)).await;
+    let query =
+        |mode: &str, token: &str| format!("{callback}?hub.mode={mode}&hub.challenge=15f7&hub.verify_token={token}");
+    let of_another = json!({"object_type": "athlete", "object_id": 1, "aspect_type": "update", "updates": {},
+        "owner_id": 1, "subscription_id": 1, "event_time": 1})
+    .to_string();
+    for (call, expected) in [
+        (http.get(query("subscribe", &verify_token)), 200),
+        (http.get(query("nonsense", &verify_token)), 400),
+        (http.get(query("subscribe", &verify_token[1..])), 403),
+        (http.put(query("subscribe", &verify_token)), 405),
+        (http.post(callback).body("{"), 400),
+        (http.post(callback).body(of_another.clone()), 401),
+        // By a client of its own: the connection ends with it.
+        (browser().post(callback).body(" ".repeat((1 << 20) + 1)), 413),
+        (http.post(format!("{callback}/more?{verify_token}")).body(of_another), 404),
+    ] {
+        let (status, text, _) = heard.call(call).await;
+        assert_eq!(status, expected, "{text}");
+    }
+    for fault in ["500@push_subscriptions=1", "cut@push_subscriptions=1", "broken-json@push_subscriptions=1"] {
+        scene.control("fault", json!({ "faults": [fault] })).await;
+        heard.call(http.get(&manage).header("x-api-key", key)).await;
+        let again = http.post(format!("{manage}?callback_url={url}")).header("x-api-key", key);
+        let told: Value = again.send().await.expect("answers").json().await.expect("JSON");
+        heard.0.push(told["subscriptions"][0]["error"].as_str().expect("an error").to_owned());
+    }
+    scene.control("fault", json!({ "faults": [] })).await;
+    [path_token, verify_token]
 }
 
 /// Every row of every table, and everything in Redis.
