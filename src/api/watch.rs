@@ -76,7 +76,7 @@ pub(super) struct SyncStatusEvent {
     /// Why nothing could be read; `metadata.reason` says more.
     #[schema(required)]
     error: Option<String>,
-    /// The user who holds an account that several share.
+    /// Always null: of users who share an account, each is synced for itself.
     #[schema(required)]
     primary_user_id: Option<Uuid>,
     /// Always `task_id`; at the end counts per part, and why it ended as it did.
@@ -121,7 +121,7 @@ pub(super) struct SyncRunSummary {
     /// Why nothing could be read.
     #[schema(required)]
     error: Option<String>,
-    /// The user who holds an account that several share.
+    /// Always null: of users who share an account, each is synced for itself.
     #[schema(required)]
     primary_user_id: Option<Uuid>,
     /// When it began.

@@ -41,7 +41,7 @@ pub struct Event {
     pub items_total: Option<u64>,
     /// Why nothing was read.
     pub error: Option<String>,
-    /// The user who holds the account that several share.
+    /// The user whose sync another one's came from. Nobody's here: `docs/adr/0006-shared-accounts.md` says why.
     pub primary_user_id: Option<UserId>,
     /// What else there is to say.
     pub metadata: Map<String, Value>,
