@@ -499,6 +499,7 @@ async fn pkce(shape: Shape) {
     web.get(&good).await.location();
     let secrets = world.ask("secrets").await;
     let verifier = secrets["verifiers"][0].as_str().unwrap().to_owned();
+    assert!(!visit.to_string().contains(&verifier) && !good.contains(&verifier), "only its digest is shown");
     let hex: String = verifier.bytes().map(|byte| format!("{byte:02x}")).collect();
     assert!(kept.contains("verifier") && !kept.contains(&hex) && !kept.contains(&verifier.to_lowercase()), "sealed");
     assert_eq!(connections(&world, ann).await.len(), 1);
