@@ -89,6 +89,12 @@ impl LiveSpec {
         if self.rest_pull { Some(LiveMode::Pull) } else { self.tells().then_some(LiveMode::Webhook) }
     }
 
+    /// How new data comes in, by what was set; by [`LiveSpec::mode`] where nothing was.
+    #[must_use]
+    pub fn mode_as_set(&self, set: Option<&str>) -> Option<LiveMode> {
+        set.and_then(LiveMode::parse).or_else(|| self.mode())
+    }
+
     /// Whether both ways are open.
     #[must_use]
     pub fn is_configurable(&self) -> bool {
@@ -459,6 +465,11 @@ mod tests {
             (live(false, &[]), None, false),
         ] {
             assert_eq!((spec.mode(), spec.is_configurable()), (mode, configurable), "{spec:?}");
+            for set in [None, Some("nonsense")] {
+                assert_eq!(spec.mode_as_set(set), mode, "{spec:?}");
+            }
+            assert_eq!(spec.mode_as_set(Some("webhook")), Some(LiveMode::Webhook));
+            assert_eq!(spec.mode_as_set(Some("pull")), Some(LiveMode::Pull));
         }
     }
 }

@@ -67,16 +67,18 @@ pub struct Step<'a> {
     pub now: DateTime<Utc>,
     /// Connections without a schedule of their own are not read by the clock.
     pub default_off: bool,
+    /// The provider sends its news by itself when nobody says otherwise.
+    pub default_pushed: bool,
     /// Beginnings of the quota's windows as they stand.
     pub windows: &'a [DateTime<Utc>],
 }
 
-/// Runs of a provider by class, as far as they use its quota soon.
+/// Connections of a provider with runs of a class, as far as those use its quota soon.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Queue {
-    /// At work, or due and free to be claimed.
+    /// With one at work, or due and free to be claimed.
     pub active: [u64; 4],
-    /// Waiting on the quota, whose window has opened.
+    /// With one that waits on the quota, whose window has opened.
     pub held: [u64; 4],
 }
 
@@ -160,7 +162,7 @@ pub struct Turn {
 
 /// Decides; called inside the transaction that does it, and so asked of one process at a time.
 pub trait Clockwork: Sync {
-    /// How many of the runs that wait on the quota go on now, by class.
+    /// How many of the runs that wait on the quota go on now, by class; one per connection.
     fn release(&self, queue: &Queue) -> [u64; 4];
     /// Whether anything of a class may begin: else nobody looks what is due.
     fn may_begin(&self, queue: &Queue, class: Class) -> bool;
@@ -357,11 +359,14 @@ impl Db {
             if !ours {
                 return Ok(None);
             }
-            let rows: Vec<(i64, i64, i64)> = sqlx::query_as("select class, count(*) filter (where waiting_on is null),
-                    count(*) filter (where waiting_on is not null)
-                from (select class, waiting_on from runs
+            // A connection has one run at work at a time: the others behind it want no calls yet, be they a thousand.
+            let rows: Vec<(i64, i64, i64)> = sqlx::query_as("select class,
+                    count(distinct connection_id) filter (where waiting_on is null),
+                    count(distinct connection_id) filter (where waiting_on is not null)
+                from (select class, connection_id, waiting_on from runs
                         where provider = $1 and state in ('queued', 'waiting') and due_at <= $2
-                    union all select class, null from runs where provider = $1 and state = 'in_progress') q
+                    union all select class, connection_id, null from runs
+                        where provider = $1 and state = 'in_progress') q
                 group by class")
                 .bind(step.provider).bind(step.now).fetch_all(&mut *t).await?;
             let mut queue = Queue::default();
@@ -394,14 +399,15 @@ impl Db {
             if clockwork.may_begin(&queue, Class::Schedule) {
                 let due: Vec<Due> = sqlx::query_as("select s.connection_id, c.user_id, s.next_at as due_at, s.every_s,
                         s.cron, u.time_zone, c.status = 'active' and a.status = 'active' as is_active,
-                        (coalesce((select p.live_sync_mode from provider_settings p where p.provider = s.provider), 'pull') = 'webhook'
+                        (coalesce((select p.live_sync_mode = 'webhook' from provider_settings p
+                            where p.provider = s.provider), $5)
                         and c.delivered_at is not null and s.quiet_since is null) as is_pushed
                     from schedules s join connections c on c.id = s.connection_id join accounts a on a.id = c.account_id
                         join users u on u.id = c.user_id
                     where s.enabled and s.provider = $1 and s.next_at <= $2
                         and ($3 = false or s.every_s is not null or s.cron is not null)
                     order by s.next_at, s.connection_id limit $4")
-                    .bind(step.provider).bind(step.now).bind(step.default_off).bind(BATCH)
+                    .bind(step.provider).bind(step.now).bind(step.default_off).bind(BATCH).bind(step.default_pushed)
                     .fetch_all(&mut *t).await?;
                 sent += 1;
                 let turns = clockwork.begin(&queue, &due);

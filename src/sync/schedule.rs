@@ -14,7 +14,7 @@ use super::accept::request_key;
 use super::{Engine, Error, ProviderSetup, failpoint};
 use crate::model::quota::{Window, share};
 use crate::model::{BEGINNING_MS, Class, Schedule, SyncRequest};
-use crate::providers::{Axis, StreamSpec};
+use crate::providers::{Axis, LiveMode, StreamSpec};
 use crate::storage::{ClockRun, Clockwork, Due, Queue, ScheduleRow, Step, Stepped, SweepDue, Turn};
 use crate::telemetry;
 
@@ -113,6 +113,7 @@ async fn step(engine: &Engine, setup: &ProviderSetup) -> Result<Option<Stepped>,
         kind: setup.spec().streams.iter().find(|stream| stream.axis != Axis::None).map_or("", |s| s.kind.as_str()),
         now,
         default_off,
+        default_pushed: setup.spec().live.mode() == Some(LiveMode::Webhook),
         windows: &since,
     };
     let Some(stepped) = engine.db.schedule_step(&step, &plan).await? else { return Ok(None) };
@@ -167,7 +168,8 @@ pub async fn find_silence(engine: &Engine) -> Result<(), Error> {
     for setup in engine.providers.values() {
         let spec = setup.spec();
         let mode = engine.db.find_live_mode(spec.name.0).await?;
-        if mode.as_deref() != Some("webhook") || spec.rhythm.quiet_after_s == 0 {
+        let is_pushed = spec.live.mode_as_set(mode.as_deref()) == Some(LiveMode::Webhook);
+        if !is_pushed || spec.rhythm.quiet_after_s == 0 {
             engine.db.forget_silence(spec.name.0).await?;
             continue;
         }

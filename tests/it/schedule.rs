@@ -10,7 +10,7 @@ use sqlx::Connection as _;
 use wearsync::model::{AccountId, Class, ConnectionId, RunId, RunSource, RunState, Schedule, SyncRequest, UserId};
 use wearsync::providers::simulation::Rng;
 use wearsync::simulator::Options;
-use wearsync::storage::{NewAccount, NewUser, Run, RunFilter, Settle};
+use wearsync::storage::{Clockwork, Due, NewAccount, NewUser, Queue, Run, RunFilter, Settle, Step, SweepDue, Turn};
 use wearsync::sync::{self, Engine};
 
 use crate::both;
@@ -29,6 +29,7 @@ both! {
     a_first_sync_over_days_still_reads_the_news => news;
     a_day_finds_late_uploads_edits_and_deletes => changes;
     two_days_of_silence_are_noticed_and_made_up_for => silence;
+    who_is_pushed_by_default_is_not_asked => pushed;
     a_sweep_that_is_cut_in_two_begins_anew => cut;
     sweeps_stay_within_their_share => sweeps;
 }
@@ -545,6 +546,55 @@ async fn silence(shape: Shape) {
     after(&world, Duration::hours(20));
     sync::tick(&world.engine).await.unwrap();
     assert_eq!(polls().await, before);
+}
+
+/// Looks at what is due, and begins nothing.
+#[derive(Default)]
+struct Look(std::sync::Mutex<Vec<Due>>);
+
+impl Clockwork for Look {
+    fn release(&self, _: &Queue) -> [u64; 4] {
+        [0; 4]
+    }
+
+    fn may_begin(&self, _: &Queue, class: Class) -> bool {
+        class == Class::Schedule
+    }
+
+    fn begin(&self, _: &Queue, due: &[Due]) -> Vec<Turn> {
+        self.0.lock().unwrap().extend_from_slice(due);
+        Vec::new()
+    }
+
+    fn sweep(&self, _: &Queue, _: &[u64], _: &[SweepDue]) -> Vec<Turn> {
+        Vec::new()
+    }
+}
+
+async fn pushed(shape: Shape) {
+    let world = world(shape, tiny(1), &NO_SWEEP).await;
+    exec(&world, &format!("update connections set delivered_at = '{}'", t0().to_rfc3339())).await;
+    let is_pushed = async |default_pushed: bool| {
+        let step =
+            Step { provider: "strava", kind: "workout", now: t0(), default_off: false, default_pushed, windows: &[] };
+        let look = Look::default();
+        world.engine.db.schedule_step(&step, &look).await.unwrap().unwrap();
+        let due = look.0.into_inner().unwrap();
+        assert_eq!(due.len(), 1);
+        due[0].is_pushed
+    };
+    assert_eq!((is_pushed(false).await, is_pushed(true).await), (false, true), "nothing is set at all");
+    exec(
+        &world,
+        "insert into provider_settings (provider, is_enabled, data_granularity, updated_at)
+            values ('strava', true, 'raw', '2026-05-01T00:00:00Z')",
+    )
+    .await;
+    assert_eq!((is_pushed(false).await, is_pushed(true).await), (false, true), "something else is set");
+    for (mode, expected) in [("pull", false), ("webhook", true)] {
+        exec(&world, &format!("update provider_settings set live_sync_mode = '{mode}'")).await;
+        assert_eq!((is_pushed(false).await, is_pushed(true).await), (expected, expected), "{mode}");
+    }
 }
 
 /// A sweep that has to give way in the middle of its list lists everything once more: a part of it proves no delete.
