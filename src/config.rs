@@ -76,6 +76,7 @@ const PROVIDER_SETTINGS: &[&str] = &[
     "token_url",
     "revoke_url",
     "webhook_signature",
+    "webhook_secret",
 ];
 
 /// Variables without our prefix, and the settings they are.
@@ -190,6 +191,8 @@ pub struct ProviderConfig {
     pub revoke_url: Option<String>,
     /// Whether deliveries need a signature where the provider does not promise one.
     pub webhook_signature: bool,
+    /// What signs its deliveries, where that is set at the provider and told by nobody.
+    pub webhook_secret: Option<SecretString>,
 }
 
 /// Which database.
@@ -677,6 +680,7 @@ impl Reader {
             token_url: self.http_url(&name("token_url")),
             revoke_url: self.http_url(&name("revoke_url")),
             webhook_signature: self.text(&name("webhook_signature")).is_some() && self.flag(&name("webhook_signature")),
+            webhook_secret: self.secret(&name("webhook_secret")),
         }
     }
 
@@ -836,6 +840,7 @@ mod tests {
             ("WEARSYNC_PROVIDERS__STRAVA__QUOTA", "100/15m,1000/1d"),
             ("WEARSYNC_PROVIDERS__STRAVA__PARTS", "none"),
             ("WEARSYNC_PROVIDERS__POLAR__QUOTA", "off"),
+            ("WEARSYNC_PROVIDERS__SUUNTO__WEBHOOK_SECRET", "secret-4"),
         ])
         .unwrap();
         let strava = config.provider("strava");
@@ -846,6 +851,7 @@ mod tests {
         assert_eq!(strava.api_base_url.as_deref(), Some("http://127.0.0.1:9000/api/v3"));
         assert_eq!((strava.quota.unwrap().len(), strava.parts.unwrap().len()), (2, 0));
         assert_eq!(config.provider("polar").quota.unwrap(), vec![]);
+        assert_eq!(config.provider("suunto").webhook_secret.unwrap().expose_secret(), "secret-4");
         assert!(!format!("{config:?}").contains("secret-"));
     }
 

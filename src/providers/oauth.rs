@@ -234,7 +234,7 @@ pub async fn revoke(http: &Http, app: &App, url: &str, token: &SecretString) -> 
 }
 
 /// A text without any of these secrets: some providers quote what they refuse.
-fn without(text: &str, secrets: &[&str]) -> String {
+pub(super) fn without(text: &str, secrets: &[&str]) -> String {
     let mut text = text.to_owned();
     for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
         text = text.replace(secret, "[left out]");

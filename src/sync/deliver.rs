@@ -19,8 +19,8 @@ use super::{Engine, Error, ProviderSetup, failpoint, request_key, secret};
 use crate::model::{Class, DeliveryId, NamedItem, RunSource, SyncRequest};
 use crate::providers::oauth::App;
 use crate::providers::webhook::{
-    AppCalls, BadBody, Handshake, Inbound, Known, Notice, PENDING, Subscription, SubscriptionError, Subscriptions,
-    Trust, WebhookSpec,
+    AppCalls, BadBody, Handshake, Inbound, Known, Made, Notice, PENDING, Subscription, SubscriptionError,
+    Subscriptions, Trust, WebhookSpec,
 };
 use crate::storage::{self, Act, DeliveryClaim, DeliveryEnd, NewDelivery, NewItem, NewRun, SubscriptionRow};
 use crate::telemetry::{self, Received};
@@ -47,7 +47,7 @@ pub enum Unwelcome {
     /// The provider validates no subscriptions by this method.
     #[error("the provider does not validate subscriptions by this method")]
     NoHandshake,
-    /// Nothing is set up that a delivery could be believed by.
+    /// Nothing is set up that a delivery could be believed by; what to do about it.
     #[error("{0}")]
     Off(&'static str),
     /// The sender may be anybody.
@@ -127,6 +127,13 @@ fn path_tokens(engine: &Engine, setup: &ProviderSetup, app: &App) -> Vec<String>
     engine.vault.derive(&format!("webhook:{}:{}", setup.spec().name, app.client_id))
 }
 
+/// Whether an address ends in our token.
+fn is_path_token(engine: &Engine, setup: &ProviderSetup, app: &App, end: &str) -> bool {
+    let tokens = path_tokens(engine, setup, app);
+    // All are compared, so that the time tells nothing.
+    tokens.iter().filter(|token| bool::from(token.as_bytes().ct_eq(end.as_bytes()))).count() > 0
+}
+
 /// Answers a call to a webhook's address: a validation, or a delivery, which is on disk when this answers. The value is the
 /// body of a 200. `token`: what the path ended in.
 ///
@@ -166,16 +173,18 @@ async fn receive_with(
     inbound: &Inbound<'_>,
     token: Option<&str>,
 ) -> Result<Value, Unwelcome> {
-    let token = token.unwrap_or_default().as_bytes();
-    // All are compared, so that the time tells nothing.
-    let path_token =
-        path_tokens(engine, setup, app).iter().filter(|known| bool::from(known.as_bytes().ct_eq(token))).count() > 0;
+    let secret = setup.config.webhook_secret.as_ref();
+    if spec.needs_secret && secret.is_none() {
+        return Err(Unwelcome::Off("set the provider's `webhook_secret` to what signs its notifications there"));
+    }
+    let path_token = is_path_token(engine, setup, app, token.unwrap_or_default());
     let now = engine.now();
     let mut not_older = FRESH;
     loop {
         let (known, fresh) = engine.known(setup, app, not_older).await?;
         let trust = Trust {
             app,
+            secret,
             subscriptions: &known,
             path_token,
             signature_required: setup.config.webhook_signature,
@@ -197,7 +206,7 @@ async fn receive_with(
             continue;
         }
         if off {
-            return Err(Unwelcome::Off("there is no subscription: `wearsync subscriptions create` makes one"));
+            return Err(Unwelcome::Off("nothing is subscribed to: `wearsync subscriptions create` does"));
         }
         verified.map_err(|why| {
             tracing::debug!(provider = %setup.spec().name, %why, "a delivery was refused");
@@ -510,6 +519,9 @@ pub async fn list_subscriptions(engine: &Engine, setup: &ProviderSetup) -> Resul
 /// # Errors
 /// [`SubscribeError::Invalid`] in words.
 pub fn callback_url(engine: &Engine, setup: &ProviderSetup, base: &str) -> Result<String, SubscribeError> {
+    if setup.spec().webhooks.is_none() {
+        return Err(SubscribeError::Unsupported);
+    }
     let bad = |why: &str| SubscribeError::Invalid(format!("callback_url {why}"));
     let mut url = url::Url::parse(base).map_err(|_| bad("is no address"))?;
     if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
@@ -534,8 +546,19 @@ pub fn callback_url(engine: &Engine, setup: &ProviderSetup, base: &str) -> Resul
     Ok(url)
 }
 
+/// Whether what the provider sends to this address of ours can be believed: its end comes from our key, and a signature
+/// may stand in for it.
+///
+/// # Errors
+/// When the provider's application is not set up.
+pub fn is_believed(engine: &Engine, setup: &ProviderSetup, callback_url: &str) -> Result<bool, Error> {
+    let end = callback_url.rsplit('/').next().unwrap_or_default();
+    Ok(setup.config.webhook_signature || is_path_token(engine, setup, app(setup)?, end))
+}
+
 /// Subscribes, so that there is exactly one subscription, with this address: looks first, ends what is stale, then makes
-/// a new one. The service has to be reachable under the address while this runs.
+/// a new one. The service has to be reachable under the address while this runs. Where that fails, what was ended is made
+/// again: providers allow one at a time, so the new address can be tried in no other way.
 ///
 /// # Errors
 /// [`SubscribeError`].
@@ -546,15 +569,10 @@ pub async fn subscribe(
 ) -> Result<(Subscribed, Subscription), SubscribeError> {
     let (subscriptions, calls) = manager(engine, setup)?;
     let (name, client_id) = (setup.spec().name.0, calls.app.client_id.as_str());
-    let row = |external_id: &str, secret: Option<Vec<u8>>| SubscriptionRow {
-        external_id: external_id.to_owned(),
-        callback_url: callback_url.to_owned(),
-        secret,
-    };
     let there = subscriptions.list(&calls).await?;
     if let Some(same) = there.iter().find(|one| one.callback_url == callback_url) {
         // Made by us before we could note it, or by hand.
-        engine.db.store_subscription(name, client_id, &row(&same.external_id, None), engine.now()).await?;
+        engine.db.store_subscription(name, client_id, &row(same, None), engine.now()).await?;
         engine.forget_known(setup);
         return Ok((Subscribed::Skipped, same.clone()));
     }
@@ -562,27 +580,77 @@ pub async fn subscribe(
         subscriptions.delete(&calls, &stale.external_id).await?;
         engine.db.delete_subscription(name, client_id, &stale.external_id).await?;
     }
-    // On disk before the provider asks for it, in whichever process it asks.
-    let token = verify_token();
-    let sealed = engine.vault.seal(&secret_aad(setup), &token);
-    engine.db.store_subscription(name, client_id, &row(PENDING, Some(sealed.clone())), engine.now()).await?;
-    engine.forget_known(setup);
-    let made = subscriptions.create(&calls, callback_url, &token).await;
-    if let Ok(made) = &made {
-        engine.db.store_subscription(name, client_id, &row(&made.external_id, Some(sealed)), engine.now()).await?;
-    }
-    engine.db.delete_subscription(name, client_id, PENDING).await?;
-    // Rows of subscriptions that the provider no longer knows would let their ids pass.
-    if let Ok(made) = &made {
-        for old in engine.db.list_subscriptions(name, client_id).await? {
-            if old.external_id != made.external_id {
-                engine.db.delete_subscription(name, client_id, &old.external_id).await?;
+    let made = match make(engine, setup, callback_url).await {
+        Ok(made) => made,
+        Err(SubscribeError::Provider(why)) if !there.is_empty() => {
+            let mut told = why;
+            for old in &there {
+                told += &match make(engine, setup, &old.callback_url).await {
+                    Ok(_) => format!("; events go to {} as before", old.callback_url),
+                    Err(why) => format!("; and {} could not be subscribed again: {why}", old.callback_url),
+                };
             }
+            return Err(SubscribeError::Provider(told));
+        }
+        Err(error) => return Err(error),
+    };
+    // Rows of subscriptions that the provider no longer knows would let their ids pass.
+    for old in engine.db.list_subscriptions(name, client_id).await? {
+        if old.external_id != made.external_id {
+            engine.db.delete_subscription(name, client_id, &old.external_id).await?;
         }
     }
     engine.forget_known(setup);
     let done = if there.is_empty() { Subscribed::Created } else { Subscribed::Updated };
-    Ok((done, made?))
+    Ok((done, made))
+}
+
+fn row(subscription: &Subscription, secret: Option<Vec<u8>>) -> SubscriptionRow {
+    let Subscription { external_id, callback_url, .. } = subscription.clone();
+    SubscriptionRow { external_id, callback_url, secret }
+}
+
+/// Makes one subscription, and keeps it with its secret.
+async fn make(engine: &Engine, setup: &ProviderSetup, callback_url: &str) -> Result<Subscription, SubscribeError> {
+    let (subscriptions, calls) = manager(engine, setup)?;
+    let (name, client_id) = (setup.spec().name.0, calls.app.client_id.as_str());
+    let seal = |secret: &SecretString| engine.vault.seal(&secret_aad(setup), secret);
+    // On disk before the provider asks for it, in whichever process it asks.
+    let token = verify_token();
+    let sealed = seal(&token);
+    let pending = SubscriptionRow {
+        external_id: PENDING.to_owned(),
+        callback_url: callback_url.to_owned(),
+        secret: Some(sealed.clone()),
+    };
+    engine.db.store_subscription(name, client_id, &pending, engine.now()).await?;
+    engine.forget_known(setup);
+    let made = subscriptions.create(&calls, callback_url, &token).await;
+    if let Ok(Made { subscription, secret }) = &made {
+        let sealed = secret.as_ref().map_or(sealed, seal);
+        engine.db.store_subscription(name, client_id, &row(subscription, Some(sealed)), engine.now()).await?;
+    }
+    engine.db.delete_subscription(name, client_id, PENDING).await?;
+    engine.forget_known(setup);
+    Ok(made?.subscription)
+}
+
+/// Subscribes with our public address, beside whatever asked for it: that neither waits nor fails. Nothing happens where
+/// the provider has no interface for subscriptions.
+pub fn subscribe_soon(engine: &Arc<Engine>, provider: &'static str) {
+    let engine = engine.clone();
+    tokio::spawn(async move {
+        let Some(setup) = engine.provider(provider) else { return };
+        let subscribed = match callback_url(&engine, setup, &engine.config.public_url) {
+            Ok(url) => subscribe(&engine, setup, &url).await,
+            Err(error) => Err(error),
+        };
+        match subscribed {
+            Ok((done, _)) => telemetry::subscribed(setup.spec().name, done.as_str(), None),
+            Err(SubscribeError::Unsupported) => {}
+            Err(error) => telemetry::subscribed(setup.spec().name, "error", Some(&error.to_string())),
+        }
+    });
 }
 
 /// Ends a subscription, at the provider and here.

@@ -37,7 +37,7 @@ pub use connect::{
 };
 pub use deliver::{
     Delivered, SubscribeError, Subscribed, SubscriptionCache, Unwelcome, callback_url, clean_up_deliveries, deliver,
-    delivery_body, list_subscriptions, receive, replay, subscribe, unsubscribe,
+    delivery_body, is_believed, list_subscriptions, receive, replay, subscribe, subscribe_soon, unsubscribe,
 };
 pub use events::{Event, EventLine, PartOutcome, part_outcomes};
 pub use execute::{Executed, execute, run_inline, sweep};

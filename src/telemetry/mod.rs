@@ -37,6 +37,7 @@ const HELP: &[(&str, &str)] = &[
     ("wearsync_runs_put_back_total", "Times a run gave its worker back, by reason"),
     ("wearsync_leases_lost_total", "Runs that another worker took over or that were changed meanwhile"),
     ("wearsync_deliveries_total", "Calls to addresses of webhooks, by outcome"),
+    ("wearsync_subscriptions_total", "Subscriptions asked for by a change of settings, by outcome"),
     ("wearsync_pages_total", "Pages of provider data committed"),
     ("wearsync_records_total", "Records written by committed pages"),
     ("wearsync_samples_total", "Samples written by committed pages"),
@@ -163,6 +164,15 @@ pub fn delivery_received(provider: ProviderName, outcome: Received, why: &str) {
         _ => debug!(%provider, outcome = word, "delivery received"),
     }
     counter!("wearsync_deliveries_total", "provider" => provider.0, "outcome" => word).increment(1);
+}
+
+/// A provider was asked to send its events; what was done, and why nothing was.
+pub fn subscribed(provider: ProviderName, outcome: &'static str, failure: Option<&str>) {
+    match failure {
+        None => info!(%provider, outcome, "subscribed to events"),
+        Some(why) => warn!(%provider, outcome, why, "events could not be subscribed to"),
+    }
+    counter!("wearsync_subscriptions_total", "provider" => provider.0, "outcome" => outcome).increment(1);
 }
 
 /// A run is written down.
@@ -384,6 +394,8 @@ mod tests {
         {
             delivery_received(ACME, outcome, "");
         }
+        subscribed(ACME, "created", None);
+        subscribed(ACME, "error", Some("no answer"));
         run_accepted(run, ACME, Class::Interactive, RunSource::Pull);
         run_claimed(run, ACME, Class::Webhook, 1);
         run_settled(run, ACME, RunState::Partial, 1.5);

@@ -2,14 +2,26 @@
 //! real HTTP, in their real form.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use secrecy::SecretString;
 use serde_json::{Value, json};
 use wearsync::api::{self, ApiState};
 use wearsync::clock::Clock;
-use wearsync::model::{Job, RunId, RunState};
+use wearsync::config::ProviderConfig;
+use wearsync::model::{Job, Kind, Normalized, PartName, ProviderName, RunId, RunState};
+use wearsync::providers::webhook::{
+    AppCalls, Digits, Handshake, Inbound, Made, Subscription, SubscriptionError, Subscriptions, Trust, Untrusted,
+    WebhookSpec, is_signed,
+};
+use wearsync::providers::{
+    Api, Coverage, FetchError, FetchedItem, FetchedPage, FetchedPart, LiveSpec, NormalizeError, PageRequest, PartBody,
+    Provider, ProviderSpec,
+};
 use wearsync::simulator::Options;
 use wearsync::storage::{Delivery, DeliveryFilter, NewApiKey, NewUser, Run, RunFilter};
-use wearsync::sync::{self, Delivered};
+use wearsync::sync::{self, Delivered, ProviderSetup, SubscribeError, Unwelcome};
 use wearsync::{telemetry, vault};
 
 use crate::both;
@@ -29,6 +41,8 @@ both! {
     deliveries_over_the_api => over_the_api;
     a_delivery_that_kills_its_workers_is_parked => parked;
     the_sweep_finds_what_nobody_was_told_of => swept;
+    a_new_address_that_fails_leaves_the_old_one => restored;
+    other_providers_have_other_secrets => others;
 }
 
 const NOW: &str = "2026-05-05T12:00:00Z";
@@ -63,7 +77,10 @@ fn small() -> Options {
 
 impl Service {
     async fn new(shape: Shape, options: Options, clock: Clock, settings: &[(&str, &str)]) -> Self {
-        let world = World::with(shape, options, clock, settings).await;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let settings = [settings, &[("WEARSYNC_PUBLIC_URL", url.as_str())]].concat();
+        let world = World::with(shape, options, clock, &settings).await;
         let secret = vault::new_api_key();
         let secret = secrecy::ExposeSecret::expose_secret(&secret);
         let key = NewApiKey {
@@ -77,8 +94,6 @@ impl Service {
         world.engine.db.insert_api_key(key, world.clock.now()).await.expect("a key");
         let metrics = telemetry::install_metrics();
         let router = api::router(ApiState { engine: world.engine.clone(), metrics, metrics_need_key: false });
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let url = format!("http://{}", listener.local_addr().expect("an address"));
         let served = tokio::spawn(async move { axum::serve(listener, router).await.expect("serves") });
         Self { world, url, key: secret.to_owned(), http: client(), served }
     }
@@ -88,6 +103,13 @@ impl Service {
         let call = self.http.request(method, format!("{}{path}", self.url)).header("x-api-key", &self.key);
         let answer = call.send().await.expect("answers");
         (answer.status().as_u16(), answer.json().await.expect("JSON"))
+    }
+
+    /// Where the provider sends its events.
+    async fn addresses(&self) -> Vec<String> {
+        let (_, listed) = self.call("GET", "/api/v1/providers/strava/webhooks/subscriptions").await;
+        let listed = listed["subscriptions"].as_array().expect("a list");
+        listed.iter().map(|one| one["callback_url"].as_str().expect("an address").to_owned()).collect()
     }
 
     /// Subscribes; answers the path of the callback.
@@ -208,7 +230,8 @@ async fn subscriptions(shape: Shape) {
     let nobody = "http://127.0.0.1:9";
     let (status, body) = service.call("POST", &format!("{base}/subscriptions?callback_url={nobody}")).await;
     assert_eq!((status, &body["subscriptions"][0]["status"]), (200, &json!("error")), "{body}");
-    assert!(body["subscriptions"][0]["error"].as_str().is_some_and(|why| why.contains("not verifiable")), "{body}");
+    let why = body["subscriptions"][0]["error"].as_str().unwrap_or_default();
+    assert!(why.contains("not verifiable") && why.contains("as before"), "{body}");
 
     for (method, path, expected, detail) in [
         ("GET", "strava/webhooks/subscriptions/1", 501, "Provider 'strava' does not support"),
@@ -236,7 +259,7 @@ async fn subscriptions(shape: Shape) {
     let callback = {
         let path = format!("{base}/subscriptions?callback_url={}", service.url);
         let (_, body) = service.call("POST", &path).await;
-        assert_eq!(body["subscriptions"][0]["status"], "created", "the failed one left none: {body}");
+        assert_eq!(body["subscriptions"][0]["status"], "updated", "the one before it was made again: {body}");
         body["subscriptions"][0]["id"].as_str().expect("an id").to_owned()
     };
     let (status, body) = service.call("DELETE", &format!("{base}/subscriptions/{callback}")).await;
@@ -697,4 +720,226 @@ async fn swept(shape: Shape) {
     assert_eq!(sync::deliver(&engine, id).await.expect("answers"), Delivered::NotTaken);
     let unknown: Option<RunId> = service.runs().await.first().map(|run| run.id);
     assert_eq!(unknown, None, "an account that is pending is nobody yet");
+}
+
+async fn restored(shape: Shape) {
+    let service = Service::new(shape, small(), Clock::system(), &[]).await;
+    let world = &service.world;
+    world.sync().await;
+    let callback = format!("{}{}", service.url, service.subscribe().await);
+    let other =
+        format!("/api/v1/providers/strava/webhooks/subscriptions?callback_url={}/api/v1/strava/webhook", service.url);
+    // List, end, and the third call, which makes the new one.
+    world.control("fault", json!({"faults": ["500@push_subscriptions=1/3*1"]})).await;
+    let (_, body) = service.call("POST", &other).await;
+    let told = &body["subscriptions"][0];
+    assert_eq!(told["status"], "error", "{body}");
+    assert!(
+        told["error"].as_str().is_some_and(|why| why.contains(&format!("events go to {callback} as before"))),
+        "{body}"
+    );
+    assert_eq!(service.addresses().await, std::slice::from_ref(&callback));
+    world.control("upload", json!({"athlete": 0})).await;
+    assert_eq!(service.until_sent().await["acknowledged"], 1, "and they are believed");
+    service.work().await;
+    world.check().await;
+
+    let faults = ["500@push_subscriptions=1/3*1", "503@push_subscriptions=1/4*1"];
+    world.control("fault", json!({ "faults": faults })).await;
+    let (_, body) = service.call("POST", &other).await;
+    let why = body["subscriptions"][0]["error"].as_str().unwrap_or_default();
+    assert!(why.contains("could not be subscribed again: Strava answered 503"), "{body}");
+    assert_eq!(service.addresses().await, [""; 0]);
+    let event = event("activity", 1, "create", 70_412_355, 5);
+    let (status, body) = service.post(callback.strip_prefix(&service.url).expect("ours"), event, None).await;
+    assert_eq!((status, &body["code"]), (404, &json!("webhooks_off")), "{body}");
+}
+
+/// A provider that sends, and nothing else.
+struct Sender(&'static ProviderSpec);
+
+#[async_trait::async_trait]
+impl Provider for Sender {
+    fn spec(&self) -> &'static ProviderSpec {
+        self.0
+    }
+
+    async fn fetch_page(&self, _: &Api<'_>, _: &PageRequest<'_>) -> Result<FetchedPage, FetchError> {
+        Err(FetchError::Gone)
+    }
+
+    async fn fetch_part(&self, _: &Api<'_>, _: Kind, _: &str, _: PartName) -> Result<FetchedPart, FetchError> {
+        Err(FetchError::Gone)
+    }
+
+    async fn fetch_item(
+        &self,
+        _: &Api<'_>,
+        _: Kind,
+        _: &str,
+        _: Option<chrono::DateTime<chrono::Utc>>,
+    ) -> Result<FetchedItem, FetchError> {
+        Err(FetchError::Gone)
+    }
+
+    fn normalize(&self, _: Kind, _: &str, _: &[PartBody]) -> Result<Normalized, NormalizeError> {
+        unreachable!("it brings no data")
+    }
+}
+
+/// An installation of one that is like Strava, but for its name and its webhooks.
+fn sender(service: &Service, name: &'static str, secret: &str, webhooks: Option<WebhookSpec>) -> ProviderSetup {
+    let strava = service.world.engine.provider("strava").expect("strava");
+    let known = strava.spec();
+    let spec = ProviderSpec {
+        name: ProviderName(name),
+        title: known.title,
+        api_base_url: known.api_base_url,
+        oauth: known.oauth,
+        quotas: known.quotas,
+        read_quotas: known.read_quotas,
+        rhythm: known.rhythm,
+        streams: known.streams,
+        parts: known.parts,
+        live: LiveSpec { rest_pull: true, webhooks: &[], max_historical_days: None },
+        coverage: Coverage {
+            series: &[],
+            workout_fields: &[],
+            sleep_fields: &[],
+            menstrual_cycle_fields: &[],
+            health_scores: &[],
+        },
+        webhooks: webhooks.map(|spec| &*Box::leak(Box::new(spec))),
+    };
+    let mut app = strava.app.clone().expect("is set up");
+    app.client_secret = SecretString::from(secret.to_owned());
+    ProviderSetup {
+        provider: Box::leak(Box::new(Sender(Box::leak(Box::new(spec))))),
+        app: Some(app),
+        base_url: String::new(),
+        quotas: Vec::new(),
+        parts: Vec::new(),
+        config: ProviderConfig::default(),
+    }
+}
+
+/// Takes no handshake, names no event, has nothing to say.
+const PLAIN: WebhookSpec = WebhookSpec {
+    body_limit: 1000,
+    answer_within: Duration::from_secs(1),
+    needs_secret: false,
+    headers: &[],
+    handshake: |_, _| None,
+    verify: |_, _| Err(Untrusted("nobody is believed")),
+    dedup_key: |_| Ok(None),
+    read_delivery: |_| Ok(Vec::new()),
+    subscriptions: None,
+};
+
+/// Tells what it signs with when it is subscribed to, once.
+struct Telling;
+
+const TOLD: &str = "0f9d7c11-6a52-4a5f-a3a0-4c1a2bb3c4d5";
+
+#[async_trait::async_trait]
+impl Subscriptions for Telling {
+    async fn list(&self, _: &AppCalls<'_>) -> Result<Vec<Subscription>, SubscriptionError> {
+        Ok(Vec::new())
+    }
+
+    async fn create(&self, _: &AppCalls<'_>, url: &str, _: &SecretString) -> Result<Made, SubscriptionError> {
+        let subscription =
+            Subscription { external_id: "7".to_owned(), callback_url: url.to_owned(), told: json!({"id": "7"}) };
+        Ok(Made { subscription, secret: Some(SecretString::from(TOLD.to_owned())) })
+    }
+
+    async fn delete(&self, _: &AppCalls<'_>, _: &str) -> Result<(), SubscriptionError> {
+        Ok(())
+    }
+}
+
+fn polar_verify(inbound: &Inbound<'_>, trust: &Trust<'_>) -> Result<(), Untrusted> {
+    let mut keys = trust.subscriptions.iter().filter_map(|known| known.secret.as_ref());
+    let told = inbound.header("polar-webhook-signature");
+    let is_good = keys.any(|key| is_signed(key, &[inbound.body], told, Digits::Hex));
+    is_good.then_some(()).ok_or(Untrusted("the signature is another one"))
+}
+
+fn polar_ping(inbound: &Inbound<'_>, _: &Trust<'_>) -> Option<Handshake> {
+    let body: Value = serde_json::from_slice(inbound.body).ok()?;
+    (body["event"] == "PING").then(|| Handshake::Answer(json!({"status": "ok"})))
+}
+
+fn suunto_verify(inbound: &Inbound<'_>, trust: &Trust<'_>) -> Result<(), Untrusted> {
+    let told = inbound.header("x-hmac-sha256-signature");
+    let is_good = trust.secret.is_some_and(|key| is_signed(key, &[inbound.body], told, Digits::Hex));
+    is_good.then_some(()).ok_or(Untrusted("the signature is another one"))
+}
+
+fn whoop_verify(inbound: &Inbound<'_>, trust: &Trust<'_>) -> Result<(), Untrusted> {
+    let (at, told) = (inbound.header("x-whoop-signature-timestamp"), inbound.header("x-whoop-signature"));
+    let is_recent = at.parse::<i64>().is_ok_and(|at| at.abs_diff(trust.now_ms) <= 300_000);
+    let is_good = is_signed(&trust.app.client_secret, &[at.as_bytes(), inbound.body], told, Digits::Base64);
+    (is_recent && is_good).then_some(()).ok_or(Untrusted("the signature is another one"))
+}
+
+/// Three that sign, each with a secret from another place, by the examples of their documents.
+async fn others(shape: Shape) {
+    let clock = Clock::mock(chrono::DateTime::from_timestamp_millis(1_774_080_000_123).expect("an instant"));
+    let service = Service::new(shape, small(), clock.clone(), &[]).await;
+    let engine = &service.world.engine;
+    let send = async |setup: &ProviderSetup, headers: &[(&'static str, &str)], body: &str| {
+        let headers: HeaderMap = headers
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).expect("a header")))
+            .collect();
+        let inbound = Inbound { method: "POST", headers: &headers, query: "", body: body.as_bytes() };
+        sync::receive(engine, setup, &inbound, None).await
+    };
+    let accepted = |answer: &Result<Value, Unwelcome>| matches!(answer, Ok(body) if body["status"] == "accepted");
+
+    let spec = WebhookSpec { handshake: polar_ping, verify: polar_verify, subscriptions: Some(&Telling), ..PLAIN };
+    let polar = sender(&service, "polar", "unused", Some(spec));
+    let body = r#"{"event":"EXERCISE","user_id":60214377,"entity_id":"q7RkZp2","timestamp":"2026-03-21T06:52:12Z","url":"https://www.polaraccesslink.com/v3/exercises/q7RkZp2"}"#;
+    let signed = [("polar-webhook-signature", "1f23d56283b332fa077d4ad6df3bbaa353171745af4023176cf9092bc0820643")];
+    // Before the key is known, while it subscribes.
+    let ping = send(&polar, &[], r#"{"timestamp":"2026-03-21T06:52:12Z","event":"PING"}"#).await;
+    assert_eq!(ping.expect("answers"), json!({"status": "ok"}));
+    assert!(matches!(send(&polar, &signed, body).await, Err(Unwelcome::Off(_))));
+    let url = sync::callback_url(engine, &polar, "https://wear.example.org").expect("an address");
+    assert!(url.starts_with("https://wear.example.org/api/v1/providers/polar/webhooks/"), "{url}");
+    sync::subscribe(engine, &polar, &url).await.expect("subscribes");
+    assert!(accepted(&send(&polar, &signed, body).await), "the secret that it told is the one");
+    assert!(matches!(send(&polar, &signed, &body.replace("q7R", "q7S")).await, Err(Unwelcome::Untrusted)));
+    let kept = engine.db.list_subscriptions("polar", "90417").await.expect("lists");
+    assert!(!String::from_utf8_lossy(kept[0].secret.as_deref().expect("a secret")).contains("0f9d7c11"), "not sealed");
+
+    let spec = WebhookSpec { verify: suunto_verify, needs_secret: true, ..PLAIN };
+    let mut suunto = sender(&service, "suunto", "unused", Some(spec));
+    let body = r#"{"type":"SUUNTO_247_RECOVERY_CREATED","username":"nordic.runner","samples":[]}"#;
+    let signed = [("x-hmac-sha256-signature", "34d6b6694a5c3522f80202d9a54b3413ec28cb14789dd728f8bfab35151aad62")];
+    let off = send(&suunto, &signed, body).await;
+    assert!(matches!(off, Err(Unwelcome::Off(why)) if why.contains("webhook_secret")), "{off:?}");
+    suunto.config.webhook_secret = Some(SecretString::from("suunto-demo-secret".to_owned()));
+    assert!(accepted(&send(&suunto, &signed, body).await));
+    assert!(matches!(send(&suunto, &[], body).await, Err(Unwelcome::Untrusted)));
+    let url = sync::callback_url(engine, &suunto, "https://wear.example.org").expect("an address");
+    let made = sync::subscribe(engine, &suunto, &url).await;
+    assert!(matches!(made, Err(SubscribeError::Unsupported)), "its address is entered by hand: {made:?}");
+
+    let whoop = sender(&service, "whoop", "whoop-demo-secret", Some(WebhookSpec { verify: whoop_verify, ..PLAIN }));
+    let body = r#"{"user_id":7310042,"id":"5d0f6c0a-8b0a-4a37-9c22-1f6a3f0e9b10","type":"sleep.updated","trace_id":"c0a8012e-11aa-4e0e-9f1d-6a1f0d7f3b21"}"#;
+    let signed = [
+        ("x-whoop-signature-timestamp", "1774080000123"),
+        ("x-whoop-signature", "f0DjpPjufVgrfLW9+wBeetzgI2magIECoXow37HVfOw="),
+    ];
+    assert!(accepted(&send(&whoop, &signed, body).await));
+    clock.set(clock.now() + chrono::Duration::milliseconds(300_001));
+    assert!(matches!(send(&whoop, &signed, body).await, Err(Unwelcome::Untrusted)), "it is too old");
+
+    let none = sender(&service, "lastfm", "unused", None);
+    let url = sync::callback_url(engine, &none, "https://wear.example.org");
+    assert!(matches!(url, Err(SubscribeError::Unsupported)), "{url:?}");
+    let kept: Vec<String> = service.deliveries().await.into_iter().map(|delivery| delivery.provider).collect();
+    assert_eq!(kept, ["whoop", "suunto", "polar"]);
 }

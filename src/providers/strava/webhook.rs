@@ -5,9 +5,9 @@
 //! say is fetched, or confirmed by a call, before anything changes.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use async_trait::async_trait;
-use hmac::{Hmac, KeyInit as _, Mac as _};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -18,14 +18,18 @@ use url::form_urlencoded;
 use super::wire::Id;
 use crate::model::Kind;
 use crate::providers::http::{excerpt, read_body, transient};
+use crate::providers::oauth::without;
 use crate::providers::webhook::{
-    AppCalls, BadBody, Handshake, Inbound, Lifecycle, Notice, PENDING, Subscription, SubscriptionError, Subscriptions,
-    Trust, Untrusted, WebhookSpec,
+    AppCalls, BadBody, Digits, Handshake, Inbound, Lifecycle, Made, Notice, PENDING, Subscription, SubscriptionError,
+    Subscriptions, Trust, Untrusted, WebhookSpec, is_signed,
 };
 
 /// What Strava sends, and how it is subscribed to.
 pub(super) static SPEC: WebhookSpec = WebhookSpec {
     body_limit: 1 << 20,
+    // It waits two seconds.
+    answer_within: Duration::from_millis(1800),
+    needs_secret: false,
     headers: &["content-type", "user-agent", SIGNATURE],
     handshake,
     verify,
@@ -109,21 +113,12 @@ fn check_signature(inbound: &Inbound<'_>, trust: &Trust<'_>) -> Result<(), Untru
     if (trust.now_ms.div_euclid(1000)).abs_diff(at) > TOLERANCE_S.unsigned_abs() {
         return Err(Untrusted("the signature is too old, or of the future"));
     }
-    let digest = bytes(digest).ok_or(malformed)?;
-    let Ok(mac) = Hmac::<Sha256>::new_from_slice(trust.app.client_secret.expose_secret().as_bytes()) else {
-        return Err(malformed);
-    };
-    let mac = mac.chain_update(time).chain_update(b".").chain_update(inbound.body);
-    mac.verify_slice(&digest).map_err(|_| Untrusted("the signature is another one"))
-}
-
-/// 64 hex digits.
-fn bytes(hex: &str) -> Option<Vec<u8>> {
-    let digits = hex.as_bytes();
-    if digits.len() != 64 || !digits.iter().all(u8::is_ascii_hexdigit) {
-        return None;
+    let pieces = [time.as_bytes(), b".", inbound.body];
+    if is_signed(&trust.app.client_secret, &pieces, digest, Digits::Hex) {
+        Ok(())
+    } else {
+        Err(Untrusted("the signature is another one"))
     }
-    (0..32).map(|n| u8::from_str_radix(hex.get(2 * n..2 * n + 2)?, 16).ok()).collect()
 }
 
 /// Strava numbers no events. What changed is part of the key: two changes within one second are two events.
@@ -180,8 +175,10 @@ impl Push {
     }
 }
 
-fn refused(status: u16, body: &[u8]) -> SubscriptionError {
-    let told = excerpt(body);
+/// What an answer refuses. It may quote what it refuses, so without these secrets.
+fn refused(status: u16, body: &[u8], secrets: &[&SecretString]) -> SubscriptionError {
+    let secrets: Vec<&str> = secrets.iter().map(|secret| secret.expose_secret()).collect();
+    let told = without(&excerpt(body), &secrets);
     if status == 409 || told.contains("already exists") {
         return SubscriptionError::Exists;
     }
@@ -206,7 +203,7 @@ impl Subscriptions for Push {
         let call = calls.http.client().get(format!("{}/push_subscriptions", calls.base_url)).query(&credentials);
         let (status, body) = self.call(call).await?;
         if status != 200 {
-            return Err(refused(status, &body));
+            return Err(refused(status, &body, &[&calls.app.client_secret]));
         }
         let told: Vec<Value> = serde_json::from_slice(&body).map_err(|_| unreadable())?;
         told.into_iter().map(|one| subscription(one).ok_or_else(unreadable)).collect()
@@ -217,7 +214,7 @@ impl Subscriptions for Push {
         calls: &AppCalls<'_>,
         callback_url: &str,
         secret: &SecretString,
-    ) -> Result<Subscription, SubscriptionError> {
+    ) -> Result<Made, SubscriptionError> {
         let form = [
             ("client_id", calls.app.client_id.as_str()),
             ("client_secret", calls.app.client_secret.expose_secret()),
@@ -227,13 +224,13 @@ impl Subscriptions for Push {
         let call = calls.http.client().post(format!("{}/push_subscriptions", calls.base_url)).form(&form);
         let (status, body) = self.call(call).await?;
         if !(200..300).contains(&status) {
-            return Err(refused(status, &body));
+            return Err(refused(status, &body, &[&calls.app.client_secret, secret]));
         }
         let told: Value = serde_json::from_slice(&body).map_err(|_| unreadable())?;
-        let mut made = subscription(told).ok_or_else(unreadable)?;
+        let mut subscription = subscription(told).ok_or_else(unreadable)?;
         // The answer holds the id, and nothing else for sure.
-        callback_url.clone_into(&mut made.callback_url);
-        Ok(made)
+        callback_url.clone_into(&mut subscription.callback_url);
+        Ok(Made { subscription, secret: None })
     }
 
     async fn delete(&self, calls: &AppCalls<'_>, external_id: &str) -> Result<(), SubscriptionError> {
@@ -243,7 +240,7 @@ impl Subscriptions for Push {
         let call = calls.http.client().delete(format!("{}/push_subscriptions/{id}", calls.base_url)).query(&credentials);
         match self.call(call).await? {
             (200..300 | 404, _) => Ok(()),
-            (status, body) => Err(refused(status, &body)),
+            (status, body) => Err(refused(status, &body, &[&calls.app.client_secret])),
         }
     }
 }
@@ -298,6 +295,7 @@ mod tests {
             let (app, subscriptions) = (app(), known());
             let trust = Trust {
                 app: &app,
+                secret: None,
                 subscriptions: &subscriptions,
                 path_token: self.path_token,
                 signature_required: self.signature_required,
@@ -364,6 +362,7 @@ mod tests {
         let (app, subscriptions) = (app(), known());
         let trust = Trust {
             app: &app,
+            secret: None,
             subscriptions: &subscriptions,
             path_token: false,
             signature_required: false,
@@ -384,6 +383,17 @@ mod tests {
         }
         let without = "hub.mode=subscribe&hub.verify_token=told-only-to-strava";
         assert_eq!(shake(without), Some(Handshake::Invalid("Field required")));
+    }
+
+    #[test]
+    fn a_refusal_quotes_no_secret() {
+        let secrets = [SecretString::from("short secret".to_owned()), SecretString::from("f00d".repeat(12))];
+        let body = format!("no: 'short secret', '{}' at {}", "f00d".repeat(12), "/path");
+        let told = refused(400, body.as_bytes(), &secrets.each_ref()).to_string();
+        assert_eq!(told, "Strava answered 400: no: '[left out]', '[left out]' at /path");
+        for (status, body) in [(409, ""), (400, r#"{"errors":[{"code":"already exists"}]}"#)] {
+            assert_eq!(refused(status, body.as_bytes(), &[]), SubscriptionError::Exists);
+        }
     }
 
     fn notices(object: &str, aspect: &str, updates: &str) -> Vec<Notice> {
