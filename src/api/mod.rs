@@ -35,7 +35,7 @@ use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Redirect, Response};
-use axum::routing::post;
+use axum::routing::{get, post};
 use chrono::{DateTime, Utc};
 use futures::FutureExt as _;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -169,6 +169,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/{provider}/users/{user_id}/sync", post(sync::sync_user_data))
         // Older paths still, with and without the token at their end.
         .route("/api/v1/strava/webhook", post(webhooks::receive_strava_webhook).get(webhooks::verify_strava_webhook))
+        .route("/api/v1/strava/webhook/health", get(webhooks::get_strava_webhook_health))
         .route(
             "/api/v1/strava/webhook/{token}",
             post(webhooks::receive_strava_webhook).get(webhooks::verify_strava_webhook),

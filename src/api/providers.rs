@@ -18,6 +18,7 @@ use super::extract::{Caller, FromQuery, JsonBody, MayAdmin, Query, QueryPairs, i
 use crate::model::{SeriesType, series};
 use crate::providers::{Coverage, LiveMode, ProviderSpec, REGISTRY};
 use crate::storage::{ProviderChange, ProviderSetting};
+use crate::sync;
 
 const GRANULARITIES: [&str; 3] = ["daily", "hourly", "raw"];
 
@@ -71,8 +72,7 @@ impl ProviderRead {
 
 /// How new data comes in: as it was set, or as the provider is.
 pub(super) fn live_mode(spec: &ProviderSpec, setting: Option<&ProviderSetting>) -> Option<&'static str> {
-    let stored = setting.and_then(|it| it.live_sync_mode.as_deref()).and_then(LiveMode::parse);
-    stored.or_else(|| spec.live.mode()).map(LiveMode::as_str)
+    spec.live.mode_as_set(setting.and_then(|it| it.live_sync_mode.as_deref())).map(LiveMode::as_str)
 }
 
 /// Which providers to list.
@@ -182,7 +182,9 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
 
 /// Change a provider's settings
 ///
-/// Changes what is given. Needs the scope `admin`.
+/// Changes what is given. With `live_sync_mode` `webhook`, the provider is also asked to send its events to
+/// `public_url`, in the background, where it has an interface for that: the log says what came of it, and
+/// `GET …/webhooks/subscriptions` what is subscribed to. Needs the scope `admin`.
 #[utoipa::path(
     put,
     path = "/api/v1/oauth/providers/{provider}",
@@ -211,7 +213,11 @@ pub(super) async fn update_provider(
         return Err(Error::Invalid(format!("Provider '{}' does not support live sync mode configuration", spec.name)));
     }
     let engine = &app.state.engine;
+    let is_pushed = change.live_sync_mode == Some(LiveMode::Webhook.as_str());
     engine.db.change_provider_settings(&[(spec.name.0, change)], engine.clock.now()).await?;
+    if is_pushed {
+        sync::subscribe_soon(engine, spec.name.0);
+    }
     let settings = engine.db.list_provider_settings().await?;
     Ok(Json(ProviderRead::new(spec, settings.get(spec.name.0))))
 }

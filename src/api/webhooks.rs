@@ -50,18 +50,21 @@ async fn receive(app: &App, path: &RawPathParams, request: Request) -> Result<Js
         query: parts.uri.query().unwrap_or_default(),
         body: &body,
     };
-    let answer = sync::receive(&app.state.engine, setup, &inbound, param(path, "token")).await;
+    let answer = sync::receive(&app.state.engine, setup, &inbound, param(path, "token"));
+    let answer = match setup.spec().webhooks {
+        // Who is told in time comes again. What is kept after all is known by its key then.
+        Some(spec) => tokio::time::timeout(spec.answer_within, answer).await.map_err(|_| Error::TimedOut)?,
+        None => answer.await,
+    };
     let name = setup.spec().name;
     answer.map(Json).map_err(|unwelcome| match unwelcome {
         Unwelcome::None => Error::NotOffered(format!("Provider '{name}' does not support webhooks.")),
         Unwelcome::NoHandshake => {
             Error::NotOffered(format!("Provider '{name}' does not support webhook subscription verification via GET."))
         }
-        Unwelcome::Off(_) => Error::NotFound {
-            detail: "Not Found".to_owned(),
-            code: "webhooks_off",
-            hint: Some("nothing is subscribed to: `wearsync subscriptions create` does"),
-        },
+        Unwelcome::Off(todo) => {
+            Error::NotFound { detail: "Not Found".to_owned(), code: "webhooks_off", hint: Some(todo) }
+        }
         Unwelcome::Untrusted => Error::Untrusted,
         Unwelcome::BadBody => invalid("Invalid JSON body"),
         Unwelcome::Invalid(text) => invalid(text),
@@ -125,7 +128,7 @@ pub(super) struct WebhookChallenge {
         (status = 404, description = "No such provider (`unknown_provider`), or nothing is subscribed to (`webhooks_off`)", body = super::error::Body),
         (status = 413, description = "The body is larger than this provider's events are", body = super::error::Body),
         (status = 501, description = "The provider sends nothing", body = super::error::Body),
-        (status = 503, description = "The database is away: nothing was kept", body = super::error::Body),
+        (status = 503, description = "The database is away or slow: send it again", body = super::error::Body),
     )
 )]
 pub(super) async fn receive_webhook(
@@ -157,7 +160,7 @@ pub(super) async fn receive_webhook(
         (status = 403, description = "Another token than the one that the provider was told", body = super::error::Body),
         (status = 404, description = "No such provider (`unknown_provider`), or its application is not set up (`webhooks_off`)", body = super::error::Body),
         (status = 501, description = "The provider validates nothing by GET", body = super::error::Body),
-        (status = 503, description = "The database is away", body = super::error::Body),
+        (status = 503, description = "The database is away or slow", body = super::error::Body),
     )
 )]
 pub(super) async fn verify_webhook(
@@ -189,7 +192,7 @@ pub(super) async fn verify_webhook(
         (status = 404, description = "No such provider (`unknown_provider`), or nothing is subscribed to (`webhooks_off`)", body = super::error::Body),
         (status = 413, description = "The body is larger than this provider's events are", body = super::error::Body),
         (status = 501, description = "The provider sends nothing", body = super::error::Body),
-        (status = 503, description = "The database is away: nothing was kept", body = super::error::Body),
+        (status = 503, description = "The database is away or slow: send it again", body = super::error::Body),
     )
 )]
 pub(super) async fn receive_webhook_by_token(
@@ -221,7 +224,7 @@ pub(super) async fn receive_webhook_by_token(
         (status = 403, description = "Another token than the one that the provider was told", body = super::error::Body),
         (status = 404, description = "No such provider (`unknown_provider`), or its application is not set up (`webhooks_off`)", body = super::error::Body),
         (status = 501, description = "The provider validates nothing by GET", body = super::error::Body),
-        (status = 503, description = "The database is away", body = super::error::Body),
+        (status = 503, description = "The database is away or slow", body = super::error::Body),
     )
 )]
 pub(super) async fn verify_webhook_by_token(
@@ -248,7 +251,7 @@ pub(super) async fn verify_webhook_by_token(
         (status = 401, description = "The sender may be anybody", body = super::error::Body),
         (status = 404, description = "Nothing is subscribed to (`webhooks_off`)", body = super::error::Body),
         (status = 413, description = "The body is larger than this provider's events are", body = super::error::Body),
-        (status = 503, description = "The database is away: nothing was kept", body = super::error::Body),
+        (status = 503, description = "The database is away or slow: send it again", body = super::error::Body),
     )
 )]
 pub(super) async fn receive_strava_webhook(
@@ -277,7 +280,7 @@ pub(super) async fn receive_strava_webhook(
         (status = 200, description = "The challenge", body = WebhookChallenge, example = json!({"hub.challenge": "8c0e4b7a2f9d4165b3e1d07c5a92f648"})),
         (status = 403, description = "Another token than the one that the provider was told", body = super::error::Body),
         (status = 404, description = "Its application is not set up (`webhooks_off`)", body = super::error::Body),
-        (status = 503, description = "The database is away", body = super::error::Body),
+        (status = 503, description = "The database is away or slow", body = super::error::Body),
     )
 )]
 pub(super) async fn verify_strava_webhook(

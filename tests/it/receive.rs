@@ -2,11 +2,12 @@
 //! real HTTP, in their real form.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use secrecy::SecretString;
 use serde_json::{Value, json};
+use sqlx::Connection as _;
 use wearsync::api::{self, ApiState};
 use wearsync::clock::Clock;
 use wearsync::config::ProviderConfig;
@@ -25,7 +26,7 @@ use wearsync::sync::{self, Delivered, ProviderSetup, SubscribeError, Unwelcome};
 use wearsync::{telemetry, vault};
 
 use crate::both;
-use crate::support::{Shape, World, client, truth};
+use crate::support::{Place, Shape, World, client, truth};
 
 both! {
     subscriptions_are_made_replaced_and_ended => subscriptions;
@@ -42,7 +43,9 @@ both! {
     a_delivery_that_kills_its_workers_is_parked => parked;
     the_sweep_finds_what_nobody_was_told_of => swept;
     a_new_address_that_fails_leaves_the_old_one => restored;
+    who_wants_pushes_is_subscribed => switched;
     other_providers_have_other_secrets => others;
+    an_answer_comes_in_time_or_is_a_refusal => in_time;
 }
 
 const NOW: &str = "2026-05-05T12:00:00Z";
@@ -101,6 +104,13 @@ impl Service {
     async fn call(&self, method: &str, path: &str) -> (u16, Value) {
         let method = method.parse().expect("a method");
         let call = self.http.request(method, format!("{}{path}", self.url)).header("x-api-key", &self.key);
+        let answer = call.send().await.expect("answers");
+        (answer.status().as_u16(), answer.json().await.expect("JSON"))
+    }
+
+    async fn set_mode(&self, mode: &str) -> (u16, Value) {
+        let url = format!("{}/api/v1/oauth/providers/strava", self.url);
+        let call = self.http.put(url).header("x-api-key", &self.key).json(&json!({"live_sync_mode": mode}));
         let answer = call.send().await.expect("answers");
         (answer.status().as_u16(), answer.json().await.expect("JSON"))
     }
@@ -250,7 +260,8 @@ async fn subscriptions(shape: Shape) {
         assert!(status == expected && told.starts_with(detail), "{method} {path}: {status} {body}");
     }
     let (status, health) = service.call("GET", "/api/v1/strava/webhooks/health").await;
-    assert_eq!((status, health), (200, json!({"status": "ok", "service": "strava-webhooks"})));
+    assert_eq!((status, &health), (200, &json!({"status": "ok", "service": "strava-webhooks"})));
+    assert_eq!(service.call("GET", "/api/v1/strava/webhook/health").await, (200, health));
     for path in ["/api/v1/strava/webhooks", "/api/v1/strava/webhook", "/api/v1/strava/webhooks/x"] {
         let (status, body) = service.call("GET", path).await;
         assert_eq!((status, &body["detail"]), (400, &json!("Invalid hub.mode")), "{path}");
@@ -755,6 +766,31 @@ async fn restored(shape: Shape) {
     assert_eq!((status, &body["code"]), (404, &json!("webhooks_off")), "{body}");
 }
 
+async fn switched(shape: Shape) {
+    let service = Service::new(shape, small(), Clock::system(), &[]).await;
+    assert_eq!(service.set_mode("pull").await.0, 200);
+    // It waits for nobody.
+    service.world.control("fault", json!({"faults": ["slow@push_subscriptions=1:3000*1"]})).await;
+    let begun = Instant::now();
+    let (status, body) = service.set_mode("webhook").await;
+    assert_eq!((status, &body["live_sync_mode"]), (200, &json!("webhook")), "{body}");
+    assert!(begun.elapsed() < Duration::from_secs(2));
+    let base = format!("{}/api/v1/providers/strava/webhooks/", service.url);
+    for _ in 0..1000 {
+        if let [callback] = service.addresses().await.as_slice() {
+            assert!(callback.starts_with(&base) && callback.len() > base.len() + 30, "{callback}");
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(service.addresses().await.len(), 1);
+    service.world.control("upload", json!({"athlete": 0})).await;
+    assert_eq!(service.until_sent().await["acknowledged"], 1);
+    // Neither does it fail with the provider.
+    service.world.control("fault", json!({"faults": ["500@push_subscriptions=1"]})).await;
+    assert_eq!(service.set_mode("webhook").await.0, 200);
+}
+
 /// A provider that sends, and nothing else.
 struct Sender(&'static ProviderSpec);
 
@@ -942,4 +978,62 @@ async fn others(shape: Shape) {
     assert!(matches!(url, Err(SubscribeError::Unsupported)), "{url:?}");
     let kept: Vec<String> = service.deliveries().await.into_iter().map(|delivery| delivery.provider).collect();
     assert_eq!(kept, ["whoop", "suunto", "polar"]);
+}
+
+/// Keeps others from writing deliveries until it is let go.
+enum Held {
+    Postgres(sqlx::PgConnection),
+    Sqlite(sqlx::SqliteConnection),
+}
+
+impl Held {
+    async fn new(place: &Place) -> Self {
+        match place.shape {
+            Shape::Postgres => {
+                let mut own = sqlx::PgConnection::connect(&place.database).await.expect("connects");
+                let sql = "begin; lock table deliveries in exclusive mode";
+                sqlx::raw_sql(sql).execute(&mut own).await.expect("locks");
+                Self::Postgres(own)
+            }
+            Shape::Sqlite => {
+                let mut own = sqlx::SqliteConnection::connect(&place.database).await.expect("connects");
+                sqlx::raw_sql("begin immediate").execute(&mut own).await.expect("locks");
+                Self::Sqlite(own)
+            }
+        }
+    }
+
+    async fn let_go(self) {
+        match self {
+            Self::Postgres(mut own) => sqlx::raw_sql("rollback").execute(&mut own).await.map(drop),
+            Self::Sqlite(mut own) => sqlx::raw_sql("rollback").execute(&mut own).await.map(drop),
+        }
+        .expect("unlocks");
+    }
+}
+
+async fn in_time(shape: Shape) {
+    let service = Service::new(shape, small(), Clock::system(), &[]).await;
+    let world = &service.world;
+    world.sync().await;
+    let callback = service.subscribe().await;
+    let told = event("activity", service.newest().await, "update", 70_412_355, 5);
+    let held = Held::new(&world.place).await;
+    let begun = Instant::now();
+    let call = service.http.post(format!("{}{callback}", service.url)).header("content-type", "application/json");
+    let answer = call.body(told.clone()).send().await.expect("answers");
+    let took = begun.elapsed();
+    assert_eq!(answer.status(), 503);
+    assert!(answer.headers().contains_key("retry-after"));
+    assert!(took > Duration::from_millis(1500) && took < Duration::from_secs(2), "{took:?}");
+    held.let_go().await;
+    // It comes again, and was kept meanwhile or was not.
+    for _ in 0..2 {
+        assert_eq!(service.post(&callback, told.clone(), None).await.0, 200);
+    }
+    assert_eq!(service.deliveries().await.len(), 1);
+    service.work().await;
+    assert_eq!(service.deliveries().await[0].state, "done");
+    assert_eq!(service.runs().await.iter().filter(|run| run.source == "webhook").count(), 1);
+    world.check().await;
 }
