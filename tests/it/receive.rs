@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::StreamExt as _;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use secrecy::SecretString;
 use serde_json::{Value, json};
@@ -11,7 +12,7 @@ use sqlx::Connection as _;
 use wearsync::api::{self, ApiState};
 use wearsync::clock::Clock;
 use wearsync::config::ProviderConfig;
-use wearsync::model::{Job, Kind, Normalized, PartName, ProviderName, RunId, RunState};
+use wearsync::model::{ConnectionId, Job, Kind, Normalized, PartName, ProviderName, RunId, RunState};
 use wearsync::providers::webhook::{
     AppCalls, Digits, Handshake, Inbound, Made, Subscription, SubscriptionError, Subscriptions, Trust, Untrusted,
     WebhookSpec, is_signed,
@@ -26,7 +27,8 @@ use wearsync::sync::{self, Delivered, ProviderSetup, SubscribeError, Unwelcome};
 use wearsync::{telemetry, vault};
 
 use crate::both;
-use crate::support::{Place, Shape, World, client, truth};
+use crate::oracle::{number, rows};
+use crate::support::{Count, Place, Shape, World, client, query, truth};
 
 both! {
     subscriptions_are_made_replaced_and_ended => subscriptions;
@@ -46,6 +48,9 @@ both! {
     who_wants_pushes_is_subscribed => switched;
     other_providers_have_other_secrets => others;
     an_answer_comes_in_time_or_is_a_refusal => in_time;
+    two_users_of_one_account_have_an_event_each => shared;
+    what_becomes_public_again_comes_back => privacy;
+    an_import_of_one_user_keeps_nobody_waiting => import;
 }
 
 const NOW: &str = "2026-05-05T12:00:00Z";
@@ -120,6 +125,11 @@ impl Service {
         let (_, listed) = self.call("GET", "/api/v1/providers/strava/webhooks/subscriptions").await;
         let listed = listed["subscriptions"].as_array().expect("a list");
         listed.iter().map(|one| one["callback_url"].as_str().expect("an address").to_owned()).collect()
+    }
+
+    async fn has(&self, connection: ConnectionId, id: u64) -> bool {
+        let found = self.world.engine.db.find_start(connection, Kind::Workout, &id.to_string()).await.expect("reads");
+        found.is_some_and(|(_, deleted)| !deleted)
     }
 
     /// Subscribes; answers the path of the callback.
@@ -1036,4 +1046,132 @@ async fn in_time(shape: Shape) {
     assert_eq!(service.deliveries().await[0].state, "done");
     assert_eq!(service.runs().await.iter().filter(|run| run.source == "webhook").count(), 1);
     world.check().await;
+}
+
+async fn shared(shape: Shape) {
+    let service = Service::new(shape, small(), Clock::mock(NOW.parse().expect("an instant")), &[]).await;
+    let world = &service.world;
+    world.sync().await;
+    let grant = world.control("grant", json!({"athlete": 0})).await;
+    let token = sync::secret(grant["refresh_token"].as_str().expect("a token"));
+    let setup = world.engine.provider("strava").expect("strava");
+    let ben = world.engine.db.insert_user(NewUser::default(), world.clock.now()).await.expect("a user").id;
+    let athlete = grant["athlete"].to_string();
+    let ben =
+        sync::connect_with_grant(&world.engine, setup, ben, &token, Some(&athlete), None).await.expect("connects");
+    let account = async |id| world.engine.db.find_connection(id).await.expect("reads").expect("is there").account_id;
+    assert_eq!(account(world.connection).await, account(ben).await, "one account, one grant");
+    service.subscribe().await;
+    let both = [world.connection, ben];
+
+    let calls = service.calls_of(world.control("upload", json!({"athlete": 0, "manual": false}))).await;
+    assert_eq!(calls, [2, 2, 2], "list, detail, streams, for each");
+    let id = service.newest().await;
+    let kept = service.deliveries().await;
+    assert_eq!((kept.len(), kept[0].state.as_str()), (1, "done"));
+    let items = world.engine.db.list_delivery_items(kept[0].id).await.expect("lists");
+    let mut of: Vec<_> = items.iter().map(|item| item.connection_id.expect("a connection")).collect();
+    of.sort_unstable();
+    let mut expected = both;
+    expected.sort_unstable();
+    assert_eq!(of, expected, "{items:?}");
+    for item in &items {
+        let run = world.run(item.run_id.expect("a run")).await;
+        assert_eq!((Some(run.connection_id), run.run_state()), (item.connection_id, RunState::Success));
+    }
+    let db = &world.engine.db;
+    let records = format!("select count(*) from records where external_id = '{id}' and revision = 1");
+    assert_eq!(number(db, &records).await, 2, "one record for each");
+    // Once more: nothing is done twice.
+    assert!(sync::replay(&world.engine, kept[0].id).await.expect("replays"));
+    service.work().await;
+    assert_eq!(number(db, &records).await, 2);
+    let parts = format!("select count(*) from parts where external_id = '{id}' and version > 1");
+    assert_eq!(number(db, &parts).await, 0);
+    for connection in both {
+        assert!(service.has(connection, id).await);
+    }
+    service.calls_of(world.control("delete", json!({"athlete": 0, "id": id}))).await;
+    for connection in both {
+        assert!(!service.has(connection, id).await, "it is gone for both");
+    }
+}
+
+async fn privacy(shape: Shape) {
+    let service = Service::new(shape, small(), Clock::mock(NOW.parse().expect("an instant")), &[]).await;
+    let world = &service.world;
+    // Without the right to see what only its owner may see.
+    world.control("revoke", json!({"athlete": 0})).await;
+    let scopes = ["read", "profile:read_all", "activity:read"];
+    let grant = world.control("grant", json!({"athlete": 0, "scopes": scopes})).await;
+    let token = sync::secret(grant["refresh_token"].as_str().expect("a token"));
+    let setup = world.engine.provider("strava").expect("strava");
+    let same = sync::connect_with_grant(&world.engine, setup, world.user, &token, None, None).await.expect("connects");
+    assert_eq!(same, world.connection);
+    assert_eq!(world.sync().await.run_state(), RunState::Success);
+    service.subscribe().await;
+    let id = service.newest().await;
+    let edit = |private: bool| world.control("edit", json!({"athlete": 0, "id": id, "private": private}));
+    let revision = async || {
+        let sql = format!("select cast(revision as text) from records where external_id = '{id}'");
+        rows(&world.engine.db, sql).await[0].parse::<i64>().expect("a number")
+    };
+    let first = revision().await;
+    assert!(service.has(world.connection, id).await);
+    assert_eq!(service.calls_of(edit(true)).await, [0, 1, 0], "it is said to be gone");
+    assert!(!service.has(world.connection, id).await);
+    let gone = revision().await;
+    // Somebody may ask meanwhile: a list that lacks it brings nothing back.
+    world.sync().await;
+    assert!(!service.has(world.connection, id).await);
+
+    let calls = service.calls_of(edit(false)).await;
+    assert_eq!(calls[..2], [1, 0], "it is said to be new, and its place is known");
+    assert!(service.has(world.connection, id).await);
+    assert!(revision().await > gone && gone >= first, "{first}, {gone}, {}", revision().await);
+    let told: Vec<String> = rows(&world.engine.db, "select dedup_key from deliveries order by id".to_owned()).await;
+    assert!(told.len() == 2 && told[0].contains(":delete:") && told[1].contains(":create:"), "{told:?}");
+    assert!(service.runs().await.iter().all(|run| run.run_state() == RunState::Success));
+    world.check().await;
+}
+
+async fn import(shape: Shape) {
+    let settings = [
+        ("WEARSYNC_SCHEDULE", "6h"),
+        ("WEARSYNC_RECONCILE_SHARE", "0"),
+        ("WEARSYNC_PROVIDERS__STRAVA__QUOTA", "100/15m"),
+    ];
+    let service = Service::new(shape, small(), Clock::mock(NOW.parse().expect("an instant")), &settings).await;
+    let world = &service.world;
+    world.sync().await;
+    let callback = service.subscribe().await;
+    world.clock.set(world.clock.now() + chrono::Duration::minutes(15));
+    let (engine, callback, service) = (&world.engine, &callback, &service);
+    futures::stream::iter(1..=1500)
+        .for_each_concurrent(32, async |n| {
+            let (status, body) = service.post(callback, event("activity", n, "create", 70_412_355, n), None).await;
+            assert_eq!(status, 200, "{body}");
+        })
+        .await;
+    futures::stream::iter(service.deliveries().await)
+        .for_each_concurrent(8, async |one| {
+            assert_eq!(sync::deliver(engine, one.id).await.expect("delivers"), Delivered::Done);
+        })
+        .await;
+    let waiting = "select count(*) from runs where state = 'queued' and class = 1";
+    assert_eq!(number(&engine.db, waiting).await, 1500);
+
+    let user = engine.db.insert_user(NewUser::default(), world.clock.now()).await.expect("a user").id;
+    let other = world.connect(user, 1).await;
+    let begun = sync::tick(engine).await.expect("ticks").new;
+    let mut of = Vec::new();
+    for (id, _) in &begun {
+        of.push((world.run(*id).await.connection_id, *id));
+    }
+    let (_, run) = of.iter().find(|(connection, _)| *connection == other).expect("the other user's turn comes");
+    // It need not wait for the others, either.
+    assert_ne!(sync::execute(engine, *run).await.expect("executes"), sync::Executed::NotTaken);
+    let sql = "select count(*) as n from records where connection_id = $1";
+    assert!(query::<Count>(&engine.db, sql, other).await[0].n > 0);
+    assert_eq!(number(&engine.db, waiting).await, 1500);
 }
