@@ -250,9 +250,41 @@ async fn check_webhooks(checks: &mut Checks, engine: &Engine, setup: &ProviderSe
             let detail = format!("no webhooks: `wearsync subscriptions create {name} --url https://…` has them sent");
             checks.add(Grade::Ok, name, detail);
         }
-        Ok(rows) => checks.add(Grade::Ok, name, format!("webhooks: subscription {}", rows[0].external_id)),
+        Ok(rows) => {
+            let (url, ours) = (&rows[0].callback_url, &engine.config.public_url);
+            let again = format!("`wearsync subscriptions create {name}` subscribes anew");
+            match sync::is_believed(engine, setup, url) {
+                Ok(true) if is_elsewhere(url, ours) => {
+                    let why = format!("webhooks: they go to {}, and public_url is {ours}", origin(url));
+                    checks.add(Grade::Warning, name, format!("{why}: if they do not arrive there, {again}"));
+                }
+                Ok(true) => checks.add(Grade::Ok, name, format!("webhooks: subscription {}", rows[0].external_id)),
+                Ok(false) => {
+                    let why = "webhooks: all are refused: their address was made with another secret key, or by hand";
+                    checks.add(Grade::Warning, name, format!("{why}; {again}"));
+                }
+                Err(error) => checks.add(Grade::Broken, name, error.to_string()),
+            }
+        }
         Err(error) => checks.add(Grade::Broken, name, exit::words(&error.into())),
     }
+}
+
+/// Whether an address leads to another place than ours, as far as ours can be told from it: on a machine's own address
+/// nobody gets anything from outside, so the one that was subscribed with is a better one.
+fn is_elsewhere(url: &str, ours: &str) -> bool {
+    let is_local = url::Url::parse(ours).is_ok_and(|url| match url.host() {
+        Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+        Some(url::Host::Domain(name)) => name == "localhost",
+        None => false,
+    });
+    !is_local && !url.strip_prefix(ours).is_some_and(|rest| rest.starts_with('/'))
+}
+
+/// An address without its secret end.
+fn origin(url: &str) -> String {
+    url::Url::parse(url).map(|url| url.origin().ascii_serialization()).unwrap_or_default()
 }
 
 /// Any answer will do; its `Date` is a clock that is known to be right.

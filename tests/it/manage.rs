@@ -1012,7 +1012,7 @@ async fn canary(shape: Shape) {
 }
 
 /// A command of ours: its code, what it answered and what it remarked.
-fn command(env: &BTreeMap<String, String>, arguments: &[&str], stdin: &str) -> (i32, String, String) {
+pub(crate) fn command(env: &BTreeMap<String, String>, arguments: &[&str], stdin: &str) -> (i32, String, String) {
     use std::io::Write as _;
     let mut child = program(env, arguments).stdin(Stdio::piped()).spawn().expect("the program starts");
     // One that refuses its arguments reads nothing.
@@ -1022,7 +1022,7 @@ fn command(env: &BTreeMap<String, String>, arguments: &[&str], stdin: &str) -> (
     (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
 }
 
-fn program(env: &BTreeMap<String, String>, arguments: &[&str]) -> Command {
+pub(crate) fn program(env: &BTreeMap<String, String>, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_wearsync"));
     command.args(arguments).env_clear().envs(env).stdout(Stdio::piped()).stderr(Stdio::piped());
     command

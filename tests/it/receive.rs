@@ -1,6 +1,7 @@
 //! Webhooks over both shapes: what is believed, what is kept, and what becomes of it. The simulator sends its events over
 //! real HTTP, in their real form.
 
+use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,7 @@ use wearsync::sync::{self, Delivered, ProviderSetup, SubscribeError, Unwelcome};
 use wearsync::{telemetry, vault};
 
 use crate::both;
+use crate::manage::{command, program};
 use crate::oracle::{number, rows};
 use crate::support::{Count, Place, Shape, World, client, query, truth};
 
@@ -51,6 +53,7 @@ both! {
     two_users_of_one_account_have_an_event_each => shared;
     what_becomes_public_again_comes_back => privacy;
     an_import_of_one_user_keeps_nobody_waiting => import;
+    all_of_it_by_command => commands;
 }
 
 const NOW: &str = "2026-05-05T12:00:00Z";
@@ -1174,4 +1177,174 @@ async fn import(shape: Shape) {
     let sql = "select count(*) as n from records where connection_id = $1";
     assert!(query::<Count>(&engine.db, sql, other).await[0].n > 0);
     assert_eq!(number(&engine.db, waiting).await, 1500);
+}
+
+/// A process that serves, ended with its test.
+struct Serving {
+    child: Child,
+    url: String,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Serving {
+    async fn new(env: &std::collections::BTreeMap<String, String>) -> Self {
+        let mut child = program(env, &["--json", "serve"]).stdin(Stdio::null()).spawn().expect("the program starts");
+        let stdout = child.stdout.take().expect("a pipe");
+        let stderr = child.stderr.take().expect("a pipe");
+        std::thread::spawn(move || std::io::copy(&mut { stderr }, &mut std::io::sink()));
+        let url = tokio::task::spawn_blocking(move || {
+            let mut lines = String::new();
+            for line in std::io::BufRead::lines(std::io::BufReader::new(stdout)) {
+                lines += &line.expect("reads");
+                if let Ok(told) = serde_json::from_str::<Value>(&lines) {
+                    return told["url"].as_str().expect("an address").to_owned();
+                }
+            }
+            panic!("it does not serve: {lines}");
+        });
+        let url = url.await.expect("serves");
+        Self { child, url }
+    }
+}
+
+/// Everything of this that can be done at a terminal, beside a process that serves.
+async fn commands(shape: Shape) {
+    let place = Place::new(shape).await;
+    let sim = wearsync::simulator::start(small(), Clock::system()).await.expect("the simulator starts");
+    let mut env = place.env(&sim.url());
+    env.insert("WEARSYNC_SWEEP".to_owned(), "200ms".to_owned());
+    if shape == Shape::Postgres {
+        assert_eq!(command(&env, &["migrate"], "").0, 0);
+    }
+    let run = async |env: &std::collections::BTreeMap<String, String>, arguments: &[&str], stdin: &str| {
+        let (env, arguments) = (env.clone(), arguments.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>());
+        let stdin = stdin.to_owned();
+        let done = tokio::task::spawn_blocking(move || {
+            let arguments: Vec<&str> = ["--json"].into_iter().chain(arguments.iter().map(String::as_str)).collect();
+            command(&env, &arguments, &stdin)
+        });
+        done.await.expect("ends")
+    };
+    let json = async |arguments: &[&str], stdin: &str| {
+        let (code, answer, remarks) = run(&env, arguments, stdin).await;
+        assert_eq!(code, 0, "{arguments:?}: {answer}{remarks}");
+        serde_json::from_str::<Value>(&answer).unwrap_or_else(|_| panic!("{arguments:?}: no JSON: {answer}"))
+    };
+    let http = client();
+    let control = async |path: &str, body: Value| {
+        crate::support::post(&http, &format!("{}/_simulator/{path}", sim.url()), &body).await
+    };
+    let user = json(&["users", "create"], "").await["id"].as_str().expect("an id").to_owned();
+    let grant = control("grant", json!({"athlete": 0})).await;
+    let token = grant["refresh_token"].as_str().expect("a token");
+    let add = ["connections", "add", "--provider", "strava", "--refresh-token-stdin"];
+    json(&add, token).await;
+    let serving = Serving::new(&env).await;
+
+    // What a provider is asked to send.
+    let base = format!("{}/api/v1/providers/strava/webhooks/", serving.url);
+    let address = json(&["subscriptions", "address", "strava", "--url", &serving.url], "").await;
+    let address = address["callback_url"].as_str().expect("an address").to_owned();
+    assert!(address.starts_with(&base) && address.len() > base.len() + 30, "{address}");
+    assert_eq!(json(&["subscriptions", "list", "strava"], "").await, json!([]));
+    let made = json(&["subscriptions", "create", "strava", "--url", &serving.url], "").await;
+    assert_eq!(made, json!({"id": "318842", "callback_url": address, "status": "created"}));
+    let listed = json(&["subscriptions", "list", "strava"], "").await;
+    assert_eq!((&listed[0]["id"], &listed[0]["callback_url"]), (&json!(318_842), &json!(address)));
+    assert_eq!(run(&env, &["subscriptions", "create", "strava", "--url", "nowhere"], "").await.0, 1);
+    assert_eq!(run(&env, &["subscriptions", "address", "nobody"], "").await.0, 2);
+
+    // When it is read.
+    let shown = json(&["schedule", "show"], "").await;
+    let told = (shown[0]["user_id"].as_str(), &shown[0]["schedule"], &shown[0]["is_default"]);
+    assert_eq!(told, (Some(user.as_str()), &json!("off"), &json!(true)), "{shown}");
+    let set = ["schedule", "set", "0 6 * * *", "--time-zone", "Europe/Zurich", "--provider", "strava"];
+    let told = json(&set, "").await;
+    assert_eq!((&told["schedule"], &told["time_zone"]), (&json!("0 6 * * *"), &json!("Europe/Zurich")), "{told}");
+    assert!(told["next_at"].is_string(), "{told}");
+    assert_eq!(json(&["schedule", "show"], "").await, json!([told]));
+    let off = json(&["schedule", "off", "--provider", "strava"], "").await;
+    assert_eq!((&off["schedule"], &off["next_at"]), (&json!("off"), &Value::Null), "{off}");
+
+    // What happens, as it happens.
+    json(&["sync", "strava"], "").await;
+    let mut watching = program(&env, &["--json", "watch"]).stdin(Stdio::null()).spawn().expect("the program starts");
+    let stdout = watching.stdout.take().expect("a pipe");
+    let (lines, mut seen) = tokio::sync::mpsc::unbounded_channel::<Value>();
+    std::thread::spawn(move || {
+        for line in std::io::BufRead::lines(std::io::BufReader::new(stdout)) {
+            let Ok(event) = serde_json::from_str(&line.unwrap_or_default()) else { break };
+            if lines.send(event).is_err() {
+                break;
+            }
+        }
+    });
+    control("upload", json!({"athlete": 0})).await;
+    let ended = tokio::time::timeout(Duration::from_secs(60), async {
+        loop {
+            let event = seen.recv().await.expect("an event");
+            if event["source"] == "webhook" && event["status"] == "success" {
+                return event;
+            }
+        }
+    });
+    let task = ended.await.expect("the push is seen")["metadata"]["task_id"].clone();
+    let stopped = std::process::Command::new("kill").args(["-INT", &watching.id().to_string()]).status();
+    assert!(stopped.expect("kill runs").success());
+    let ended = tokio::task::spawn_blocking(move || watching.wait_with_output()).await.expect("waits").expect("ends");
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+
+    // What was sent, and what became of it.
+    let listed = json(&["deliveries", "list", "--provider", "strava", "--status", "done"], "").await;
+    let one = listed[0]["id"].as_str().expect("an id").to_owned();
+    assert_eq!((listed.as_array().map(Vec::len), &listed[0]["has_body"]), (Some(1), &json!(true)), "{listed}");
+    let shown = json(&["deliveries", "show", &one], "").await;
+    assert_eq!((&shown["items"][0]["run_id"], &shown["items"][0]["status"]), (&task, &json!("accepted")), "{shown}");
+    assert!(shown.get("body").is_none());
+    let shown = json(&["deliveries", "show", &one, "--body"], "").await;
+    assert!(shown["body"].as_str().is_some_and(|body| body.contains("aspect_type")), "{shown}");
+    assert_eq!(json(&["deliveries", "replay", &one], "").await, json!({"id": one, "status": "queued"}));
+    let again = tokio::time::timeout(Duration::from_secs(60), async {
+        loop {
+            let shown = json(&["deliveries", "show", &one], "").await;
+            if shown["status"] == "done" && shown["items"][0]["run_id"] != task {
+                return;
+            }
+        }
+    });
+    again.await.expect("the serving process takes it");
+    assert_eq!(run(&env, &["deliveries", "show", &uuid::Uuid::now_v7().to_string()], "").await.0, 2);
+
+    // What is wrong with it.
+    let webhooks = async |env: &std::collections::BTreeMap<String, String>| {
+        let (_, answer, remarks) = run(env, &["doctor"], "").await;
+        let checks: Value = serde_json::from_str(&answer).unwrap_or_else(|_| panic!("no JSON: {answer}{remarks}"));
+        let checks = checks.as_array().expect("a list").clone();
+        let one = checks.iter().find(|one| one["detail"].as_str().is_some_and(|text| text.starts_with("webhooks: ")));
+        let one = one.unwrap_or_else(|| panic!("nothing of webhooks: {checks:?}"));
+        (one["grade"].as_str().expect("a grade").to_owned(), one["detail"].as_str().expect("words").to_owned())
+    };
+    assert_eq!(webhooks(&env).await, ("ok".to_owned(), "webhooks: subscription 318842".to_owned()));
+    let mut moved = env.clone();
+    moved.insert("WEARSYNC_PUBLIC_URL".to_owned(), "https://wear.example.org".to_owned());
+    let (grade, detail) = webhooks(&moved).await;
+    assert!(grade == "warning" && detail.contains(&serving.url) && detail.contains("wear.example.org"), "{detail}");
+    assert!(!detail.contains(&address), "the end of the address is told: {detail}");
+    let mut rekeyed = env.clone();
+    // A key file that is still there is still good.
+    rekeyed.insert("WEARSYNC_DATA_DIR".to_owned(), place.dir.path().join("other").display().to_string());
+    rekeyed.insert("WEARSYNC_SECRET_KEY".to_owned(), "/wAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=".to_owned());
+    let (grade, detail) = webhooks(&rekeyed).await;
+    assert!(grade == "warning" && detail.contains("another secret key"), "{detail}");
+    assert!(detail.contains("`wearsync subscriptions create strava`"), "{detail}");
+
+    let ended = json(&["subscriptions", "delete", "strava", "318842"], "").await;
+    assert_eq!(ended, json!({"id": "318842", "status": "deleted"}));
+    assert_eq!(json(&["subscriptions", "list", "strava"], "").await, json!([]));
 }
