@@ -385,6 +385,17 @@ impl Config {
         self.data_dir.join("state")
     }
 
+    /// Whether `public_url` is this machine's own address: nobody reaches us by it from elsewhere.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        Url::parse(&self.public_url).is_ok_and(|url| match url.host() {
+            Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+            Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+            Some(url::Host::Domain(name)) => name == "localhost",
+            None => false,
+        })
+    }
+
     /// What is set for a provider; empty when nothing is.
     #[must_use]
     pub fn provider(&self, name: &str) -> ProviderConfig {
@@ -793,6 +804,20 @@ mod tests {
         assert!(config.sync_on_connect && config.redirect_uris.is_empty());
         assert!(config.providers.is_empty() && config.warnings.is_empty() && config.secret_key.is_none());
         assert!(config.provider("strava").client_id.is_none());
+    }
+
+    #[test]
+    fn a_machines_own_address_is_known() {
+        for (url, local) in [
+            ("http://127.0.0.1:8000", true),
+            ("http://[::1]:8000", true),
+            ("http://localhost:8000", true),
+            ("https://wear.example.org", false),
+            ("http://192.168.1.2:8000", false),
+        ] {
+            assert_eq!(load(&[("WEARSYNC_PUBLIC_URL", url)]).unwrap().is_local(), local, "{url}");
+        }
+        assert!(load(&[]).unwrap().is_local());
     }
 
     #[test]

@@ -252,9 +252,10 @@ async fn check_webhooks(checks: &mut Checks, engine: &Engine, setup: &ProviderSe
         }
         Ok(rows) => {
             let (url, ours) = (&rows[0].callback_url, &engine.config.public_url);
+            let is_here = url.strip_prefix(ours).is_some_and(|rest| rest.starts_with('/'));
             let again = format!("`wearsync subscriptions create {name}` subscribes anew");
             match sync::is_believed(engine, setup, url) {
-                Ok(true) if is_elsewhere(url, ours) => {
+                Ok(true) if !is_here && !engine.config.is_local() => {
                     let why = format!("webhooks: they go to {}, and public_url is {ours}", origin(url));
                     checks.add(Grade::Warning, name, format!("{why}: if they do not arrive there, {again}"));
                 }
@@ -268,18 +269,6 @@ async fn check_webhooks(checks: &mut Checks, engine: &Engine, setup: &ProviderSe
         }
         Err(error) => checks.add(Grade::Broken, name, exit::words(&error.into())),
     }
-}
-
-/// Whether an address leads to another place than ours, as far as ours can be told from it: on a machine's own address
-/// nobody gets anything from outside, so the one that was subscribed with is a better one.
-fn is_elsewhere(url: &str, ours: &str) -> bool {
-    let is_local = url::Url::parse(ours).is_ok_and(|url| match url.host() {
-        Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
-        Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
-        Some(url::Host::Domain(name)) => name == "localhost",
-        None => false,
-    });
-    !is_local && !url.strip_prefix(ours).is_some_and(|rest| rest.starts_with('/'))
 }
 
 /// An address without its secret end.

@@ -19,7 +19,7 @@ use super::{Engine, Error, ProviderSetup, failpoint, request_key, secret};
 use crate::model::{Class, DeliveryId, NamedItem, RunSource, SyncRequest};
 use crate::providers::oauth::App;
 use crate::providers::webhook::{
-    AppCalls, BadBody, Handshake, Inbound, Known, Made, Notice, PENDING, Subscription, SubscriptionError,
+    AppCalls, BadBody, Handshake, Inbound, Known, Lifecycle, Made, Notice, PENDING, Subscription, SubscriptionError,
     Subscriptions, Trust, WebhookSpec,
 };
 use crate::storage::{self, Act, DeliveryClaim, DeliveryEnd, NewDelivery, NewItem, NewRun, SubscriptionRow};
@@ -399,7 +399,9 @@ fn wanted(notice: &Notice) -> SyncRequest {
         Notice::Gone { kind, external_id, .. } => {
             SyncRequest { items: vec![item(*kind, external_id, true)], ..SyncRequest::default() }
         }
-        Notice::Lifecycle { .. } => SyncRequest { check_grant: true, ..SyncRequest::default() },
+        Notice::Lifecycle { event: Lifecycle::Deauthorized, .. } => {
+            SyncRequest { check_grant: true, ..SyncRequest::default() }
+        }
     }
 }
 
@@ -641,16 +643,25 @@ pub fn subscribe_soon(engine: &Arc<Engine>, provider: &'static str) {
     let engine = engine.clone();
     tokio::spawn(async move {
         let Some(setup) = engine.provider(provider) else { return };
-        let subscribed = match callback_url(&engine, setup, &engine.config.public_url) {
-            Ok(url) => subscribe(&engine, setup, &url).await,
-            Err(error) => Err(error),
-        };
-        match subscribed {
-            Ok((done, _)) => telemetry::subscribed(setup.spec().name, done.as_str(), None),
+        match subscribe_here(&engine, setup).await {
+            Ok(done) => telemetry::subscribed(setup.spec().name, done.as_str(), None),
             Err(SubscribeError::Unsupported) => {}
             Err(error) => telemetry::subscribed(setup.spec().name, "error", Some(&error.to_string())),
         }
     });
+}
+
+async fn subscribe_here(engine: &Engine, setup: &ProviderSetup) -> Result<Subscribed, SubscribeError> {
+    // Who says nowhere how we are reached has subscribed with an address that is: it is not given up for ours.
+    if engine.config.is_local() {
+        for one in list_subscriptions(engine, setup).await? {
+            if is_believed(engine, setup, &one.callback_url)? {
+                return Ok(Subscribed::Skipped);
+            }
+        }
+    }
+    let url = callback_url(engine, setup, &engine.config.public_url)?;
+    Ok(subscribe(engine, setup, &url).await?.0)
 }
 
 /// Ends a subscription, at the provider and here.

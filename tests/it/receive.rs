@@ -799,6 +799,21 @@ async fn switched(shape: Shape) {
     assert_eq!(service.addresses().await.len(), 1);
     service.world.control("upload", json!({"athlete": 0})).await;
     assert_eq!(service.until_sent().await["acknowledged"], 1);
+    // What is there and works is not given up for an address of this machine.
+    let old = format!("{}/api/v1/strava/webhook", service.url);
+    let create = format!("/api/v1/providers/strava/webhooks/subscriptions?callback_url={old}");
+    service.call("POST", &create).await;
+    assert_eq!(service.set_mode("webhook").await.0, 200);
+    let told = r#"wearsync_subscriptions_total{provider="strava",outcome="skipped"}"#;
+    for _ in 0..1000 {
+        if telemetry::install_metrics().render().contains(told) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(telemetry::install_metrics().render().contains(told));
+    let addresses = service.addresses().await;
+    assert!(addresses.len() == 1 && addresses[0].starts_with(&old), "{addresses:?}");
     // Neither does it fail with the provider.
     service.world.control("fault", json!({"faults": ["500@push_subscriptions=1"]})).await;
     assert_eq!(service.set_mode("webhook").await.0, 200);
