@@ -310,7 +310,8 @@ fn nothing_of_the_mirrored_api_is_missing() {
                 (format!("{} {}", text("in"), text("name")), one["required"].as_bool().unwrap_or(false))
             })
             .collect();
-        let known: Vec<&str> = asked["parameters"].as_array().expect("a list").iter().filter_map(Value::as_str).collect();
+        let known: Vec<&str> =
+            asked["parameters"].as_array().expect("a list").iter().filter_map(Value::as_str).collect();
         for parameter in &known {
             let bare = parameter.trim_end_matches(" required");
             if !parameters.iter().any(|(name, _)| name == bare) {
@@ -326,7 +327,8 @@ fn nothing_of_the_mirrored_api_is_missing() {
             assert!(body["content"].get(form).is_some(), "{name} takes no {form}");
             let have = members_of(&document, body);
             let names = names.as_array().expect("a list").iter().filter_map(Value::as_str);
-            missing.extend(names.filter(|member| !have.contains(*member)).map(|member| format!("{name}: body {member}")));
+            missing
+                .extend(names.filter(|member| !have.contains(*member)).map(|member| format!("{name}: body {member}")));
         }
         for (status, names) in asked["answers"].as_object().expect("answers") {
             let Some(answer) = operation["responses"].get(status) else {
@@ -335,7 +337,9 @@ fn nothing_of_the_mirrored_api_is_missing() {
             };
             let have = members_of(&document, answer);
             let names = names.as_array().expect("a list").iter().filter_map(Value::as_str);
-            missing.extend(names.filter(|member| !have.contains(*member)).map(|member| format!("{name}: {status} {member}")));
+            missing.extend(
+                names.filter(|member| !have.contains(*member)).map(|member| format!("{name}: {status} {member}")),
+            );
         }
     }
     let known: BTreeSet<String> = DEVIATIONS.iter().map(|(what, _)| (*what).to_owned()).collect();

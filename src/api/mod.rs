@@ -30,14 +30,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::Bytes;
+use axum::body::{BodyDataStream, Bytes};
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
 use chrono::{DateTime, Utc};
-use futures::FutureExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tower_http::cors::{AllowHeaders, CorsLayer};
 use utoipa::OpenApi as _;
@@ -230,6 +230,10 @@ async fn outermost(State(app): State<Arc<App>>, request: Request, next: Next) ->
     let room = if route.contains("/webhook") { webhooks::body_limit() } else { BODY_LIMIT };
 
     let mut response = if announces_too_much(request.headers(), room) {
+        // Who asked first sends nothing.
+        if !request.headers().contains_key(header::EXPECT) {
+            drain(&mut request.into_body().into_data_stream()).await;
+        }
         Error::TooLarge.into_response()
     } else {
         match AssertUnwindSafe(tokio::time::timeout(limit, next.run(request))).catch_unwind().await {
@@ -275,6 +279,21 @@ fn request_id(headers: &HeaderMap) -> String {
 }
 
 /// Refuses a large body before it is read, also on paths that read none.
+/// Takes what is too much, for a moment, and drops it: a sender that is still writing when its connection is closed never
+/// reads the answer.
+async fn drain(pieces: &mut BodyDataStream) {
+    let (most, mut taken) = (16 << 20, 0);
+    let all = async {
+        while let Some(Ok(piece)) = pieces.next().await {
+            taken += piece.len();
+            if taken > most {
+                break;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(1), all).await;
+}
+
 fn announces_too_much(headers: &HeaderMap, room: usize) -> bool {
     let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     length.is_some_and(|length| length > room as u64)

@@ -84,6 +84,7 @@ async fn read_body(headers: &header::HeaderMap, body: Body, limit: usize) -> Res
     while let Some(piece) = pieces.next().await {
         let piece = piece.map_err(|_| invalid("the body ended early"))?;
         if read.len() + piece.len() > limit {
+            super::drain(&mut pieces).await;
             return Err(Error::TooLarge);
         }
         read.extend_from_slice(&piece);
