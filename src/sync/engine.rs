@@ -41,8 +41,6 @@ const PART_BATCH: i64 = 100;
 const HEAD_PARTS: i64 = 50;
 /// After this time a part that was given up is asked for again, by the next run.
 const GIVEN_UP: Duration = Duration::from_secs(6 * 3600);
-/// Files are begun to be written beside a sync when there are so many: each batch waits for the disk twice.
-const WORTH_WRITING: u64 = 400;
 /// Parts in a row that fail for want of a connection before the run is put back.
 const PART_FAILURES: u32 = 3;
 
@@ -140,8 +138,6 @@ pub(crate) struct Work<'a> {
     told: Option<Step>,
     /// Files of the pages before, being written while the next one is read.
     beside: Option<JoinHandle<Result<project::Drained, Error>>>,
-    /// Items committed since the last of those began.
-    unwritten: u64,
 }
 
 impl<'a> Work<'a> {
@@ -184,7 +180,6 @@ impl<'a> Work<'a> {
             progress: Progress::default(),
             told: None,
             beside: None,
-            unwritten: 0,
         })
     }
 
@@ -390,7 +385,6 @@ impl<'a> Work<'a> {
             };
             let moved =
                 WindowMove { window: window.clone(), stream: stream.name.0, position: position.clone(), proves };
-            self.unwritten += page.items.len() as u64;
             self.store(stream, page, Some((moved, missing))).await?;
             failpoint::hit("page-committed");
             self.project_beside().await;
@@ -651,7 +645,7 @@ impl<'a> Work<'a> {
                 bodies,
                 now: engine.now(),
             };
-            let mut done = blocking(move || prepare::prepare(&input)).await?;
+            let mut done = blocking(move || prepare::prepare(input)).await?;
             step.end("prepare");
             if !done.also.is_subset(&ids) {
                 ids.append(&mut done.also);
@@ -852,11 +846,9 @@ impl<'a> Work<'a> {
 
     /// Begins to write the files of what is stored, unless the last beginning is still at it.
     async fn project_beside(&mut self) {
-        let busy = self.beside.as_ref().is_some_and(|task| !task.is_finished());
-        if self.engine.exporter.is_none() || busy || self.unwritten < WORTH_WRITING {
+        if self.engine.exporter.is_none() || self.beside.as_ref().is_some_and(|task| !task.is_finished()) {
             return;
         }
-        self.unwritten = 0;
         self.join_beside().await;
         let (engine, connection) = (self.engine.clone(), self.claim.fence.connection);
         self.beside = Some(tokio::spawn(async move { project::drain_files(&engine, connection).await }));

@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io::Read;
-use std::num::NonZero;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -45,26 +44,6 @@ pub(crate) struct Prepared {
     pub(crate) unreadable: Vec<String>,
     /// Records of other kinds whose state has to be known before this page can be prepared for good.
     pub(crate) also: BTreeSet<(Kind, String)>,
-}
-
-impl Prepared {
-    /// Takes what became of other items of the same page.
-    fn append(&mut self, other: Self) {
-        let Self { write, inserted, updated, samples, samples_updated, dropped, unreadable, also } = other;
-        self.write.parts.extend(write.parts);
-        self.write.fixes.extend(write.fixes);
-        self.write.again.extend(write.again);
-        self.write.wanted.extend(write.wanted);
-        self.write.records.extend(write.records);
-        self.write.chunks.extend(write.chunks);
-        self.inserted += inserted;
-        self.updated += updated;
-        self.samples += samples;
-        self.samples_updated += samples_updated;
-        self.dropped += dropped;
-        self.unreadable.extend(unreadable);
-        self.also.extend(also);
-    }
 }
 
 /// Compresses the way bodies are kept. One for a page: to make one costs more than a small body.
@@ -264,43 +243,20 @@ pub(crate) fn bodies_of(
     Ok(Some(out))
 }
 
-/// Fewer items are prepared on one thread: to start another takes as long.
-const SHARE: usize = 32;
-
-/// Prepares a page, on as many threads as it is worth.
-pub(crate) fn prepare(input: &Input) -> Result<Prepared, Error> {
-    let mut seen = HashSet::new();
-    let mut items: Vec<&Item> = Vec::with_capacity(input.items.len());
+/// Prepares a page.
+pub(crate) fn prepare(input: Input) -> Result<Prepared, Error> {
+    let mut out =
+        Prepared { write: PageWrite { page_seq: input.state.page_seq, ..PageWrite::default() }, ..Prepared::default() };
+    let mut seen: HashSet<(Kind, &str, PartName)> = HashSet::new();
     // The last answer about a record in a page is the newest one.
+    let mut compressor = Compressor::new()?;
     for item in input.items.iter().rev() {
         if seen.insert((item.kind, item.external_id.as_str(), item.part)) {
-            items.push(item);
+            prepare_item(&input, item, &mut compressor, &mut out)?;
         }
     }
-    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let mut shares = items.chunks(items.len().div_ceil(threads).max(SHARE));
-    let own = shares.next().unwrap_or_default();
-    let mut out = std::thread::scope(|scope| {
-        let others: Vec<_> = shares.map(|items| scope.spawn(|| prepare_items(input, items))).collect();
-        let mut out = prepare_items(input, own)?;
-        for other in others {
-            let failed = |_| Error::Corrupt("a page could not be prepared".to_owned());
-            out.append(other.join().map_err(failed)??);
-        }
-        Ok::<_, Error>(out)
-    })?;
-    out.write.page_seq = input.state.page_seq;
     let mut wanted = HashSet::new();
     out.write.wanted.retain(|write| wanted.insert(write.wanted.clone()));
-    Ok(out)
-}
-
-fn prepare_items(input: &Input, items: &[&Item]) -> Result<Prepared, Error> {
-    let mut out = Prepared::default();
-    let mut compressor = Compressor::new()?;
-    for item in items {
-        prepare_item(input, item, &mut compressor, &mut out)?;
-    }
     Ok(out)
 }
 
