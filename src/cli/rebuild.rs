@@ -9,8 +9,8 @@ use super::output::{count, remark};
 use super::users::Whose;
 use super::{Session, follow, runs, signals};
 use crate::app::App;
-use crate::model::{Class, Rebuilt, RunSource, RunState, SyncRequest};
-use crate::sync;
+use crate::model::{Class, ConnectionId, Rebuilt, RunSource, RunState, SyncRequest};
+use crate::sync::{self, Engine};
 
 #[derive(Debug, Args)]
 pub(crate) struct Rebuild {
@@ -32,6 +32,12 @@ pub(crate) async fn run(session: &Session, arguments: Rebuild) -> Outcome {
     outcome
 }
 
+/// Writes the files of a connection that no run reads any more; where another process owns their folder, that one does.
+async fn write_again(engine: &Engine, connection: ConnectionId) -> anyhow::Result<u64> {
+    engine.db.mark_all_exports(connection).await?;
+    Ok(sync::drain(engine, connection).await?.files)
+}
+
 async fn rebuild(session: &Session, app: &App, arguments: Rebuild) -> Outcome {
     let engine = &app.engine;
     if let Some(name) = &arguments.provider {
@@ -41,16 +47,27 @@ async fn rebuild(session: &Session, app: &App, arguments: Rebuild) -> Outcome {
     let mut exit = Exit::Done;
     let mut all = Rebuilt::default();
     let mut files = 0;
-    for view in engine.db.list_connections(user.map(|user| user.id)).await? {
+    if arguments.files {
+        // Before the others: what is connected now has the summaries.
+        for connection in engine.db.list_replaced(user.as_ref().map(|user| user.id)).await? {
+            if arguments.provider.as_ref().is_none_or(|name| *name == connection.provider) {
+                files += write_again(engine, connection.id).await?;
+            }
+        }
+    }
+    for view in engine.db.list_connections(user.as_ref().map(|user| user.id)).await? {
         let connection = view.connection;
         if arguments.provider.as_ref().is_some_and(|name| *name != connection.provider) {
             continue;
         }
         if connection.status != "active" || view.account_status != "active" {
             remark(&format!(
-                "{} of user {} is not connected any more and was left out",
+                "{} of user {} is not connected any more: its rows were left out",
                 connection.provider, connection.user_id
             ));
+            if arguments.files {
+                files += write_again(engine, connection.id).await?;
+            }
             continue;
         }
         // Before the run: it writes the files at its end, in whichever process works.

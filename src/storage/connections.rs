@@ -519,6 +519,18 @@ impl Db {
         }))
     }
 
+    /// Connections whose place another account has taken, of one user or of all: what they brought is kept.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn list_replaced(&self, user: Option<UserId>) -> Result<Vec<Connection>> {
+        let sql = format!(
+            "select {COLUMNS} from connections c where c.status = 'replaced' and c.user_id = coalesce($1, c.user_id)
+            order by c.created_at, c.id"
+        );
+        Ok(read!(self, p => sqlx::query_as(&sql).bind(user).fetch_all(p).await?))
+    }
+
     /// For each active connection of a user: who else is connected to the same account, oldest connection first.
     ///
     /// # Errors

@@ -168,6 +168,8 @@ async fn write_all(
     whole: bool,
 ) -> Result<Drained, Error> {
     let layout = layout(engine, exporter, connection).await?;
+    // What there is one of, the summaries and the profile, is about the connection that is there now.
+    let replaced = connection.status == "replaced";
     let mut drained = Drained::default();
     loop {
         let shared = exporter.removing.read().await;
@@ -189,7 +191,7 @@ async fn write_all(
         let written = blocking(move || {
             let mut files: BTreeMap<RelPath, Vec<u8>> = BTreeMap::new();
             for part in &parts {
-                if let Some((path, bytes)) = render(provider, &layout, part)? {
+                if let Some((path, bytes)) = render(provider, &layout, part, replaced)? {
                     files.insert(path, bytes);
                 }
             }
@@ -212,7 +214,7 @@ async fn write_all(
             return Ok(drained);
         }
     }
-    if whole {
+    if whole && !replaced {
         let _shared = exporter.removing.read().await;
         drained.files += summaries(engine, exporter, setup, connection, &layout).await?;
     }
@@ -251,7 +253,12 @@ fn bad(error: impl std::fmt::Display) -> Error {
     Error::Export(error.to_string())
 }
 
-fn render(provider: &dyn Provider, layout: &Layout, part: &ExportPart) -> Result<Option<(RelPath, Vec<u8>)>, Error> {
+fn render(
+    provider: &dyn Provider,
+    layout: &Layout,
+    part: &ExportPart,
+    replaced: bool,
+) -> Result<Option<(RelPath, Vec<u8>)>, Error> {
     let spec = provider.spec();
     let kind = Kind::parse(&part.kind);
     let Some((kind, part_spec)) = kind.and_then(|kind| Some((kind, spec.part(kind, &part.part)?))) else {
@@ -264,6 +271,7 @@ fn render(provider: &dyn Provider, layout: &Layout, part: &ExportPart) -> Result
         }
         // These are rewritten: only the version of today has a file.
         FileRule::Reference | FileRule::Single(_) if part.superseded => return Ok(None),
+        FileRule::Single(_) if replaced => return Ok(None),
         FileRule::Reference => export::reference_file(&part.external_id),
         FileRule::Single(name) => format!("{name}.json"),
     };

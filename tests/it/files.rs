@@ -28,6 +28,7 @@ both! {
     touch_always_writes_the_time => touch;
     a_blocked_folder_is_told_and_caught_up => blocked;
     rebuild_keeps_the_first_instants => rebuilt;
+    files_of_what_was_connected_before_come_back => replaced;
 }
 
 fn at(text: &str) -> DateTime<Utc> {
@@ -334,4 +335,38 @@ async fn rebuilt(shape: Shape) {
     };
     assert_eq!(synced_at(".json"), json!("2026-02-05T14:22:15Z"));
     assert_eq!(synced_at(".r2.json"), json!("2026-02-05T20:00:00Z"));
+}
+
+async fn replaced(shape: Shape) {
+    let mut world = world(shape, 4, &[]).await;
+    synced(&world).await;
+    let old = world.connection;
+    world.connection = world.connect(world.user, 1).await;
+    // Whose token it is shows when it is used: the account gets a connection of its own.
+    assert_eq!(world.sync().await.run_state(), RunState::Failed);
+    world.connection = world.engine.db.list_connections(Some(world.user)).await.expect("lists").remove(0).connection.id;
+    assert_ne!(world.connection, old);
+    synced(&world).await;
+    let before = tree(&world.place.export_dir());
+    assert_eq!(before.keys().filter(|path| path.starts_with("strava/activities")).count(), 8);
+    for entry in std::fs::read_dir(world.place.export_dir()).expect("reads") {
+        std::fs::remove_dir_all(entry.expect("reads").path()).expect("removes");
+    }
+    let ended: Vec<_> = world.engine.db.list_replaced(Some(world.user)).await.expect("lists");
+    assert_eq!(ended.iter().map(|connection| connection.id).collect::<Vec<_>>(), [old]);
+    let again = async |connection| {
+        world.engine.db.mark_all_exports(connection).await.expect("marks");
+        sync::drain(&world.engine, connection).await.expect("drains");
+        tree(&world.place.export_dir())
+    };
+    again(old).await;
+    let after = again(world.connection).await;
+    assert_eq!(after.keys().collect::<Vec<_>>(), before.keys().collect::<Vec<_>>());
+    let differ: Vec<_> = after.iter().filter(|(path, bytes)| before[*path] != **bytes).map(|(path, _)| path).collect();
+    assert!(differ.is_empty(), "{differ:?}");
+    // What there is one of stays that of the connection that is there now.
+    let after = again(old).await;
+    for name in ["strava/athlete.json", "strava/summary.json", "strava/last_sync.json"] {
+        assert_eq!(after[Path::new(name)], before[Path::new(name)], "{name}");
+    }
 }
