@@ -228,7 +228,7 @@ async fn check_providers(checks: &mut Checks, engine: &Engine) {
         check_reachable(checks, engine, setup).await;
         check_webhooks(checks, engine, setup).await;
         if mine.is_empty() {
-            checks.add(Grade::Warning, name, "nobody is connected: `wearsync connections add` connects a user");
+            checks.add(Grade::Warning, name, format!("nobody is connected: `wearsync connect {name}` connects a user"));
         }
         for view in mine {
             check_connection(checks, engine, setup, view).await;

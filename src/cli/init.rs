@@ -48,8 +48,8 @@ pub(crate) async fn run(session: &Session) -> Outcome {
     let next = match (&session.file, &answers.grant) {
         (None, Some(_)) => format!("wearsync sync {}", answers.spec.name),
         (Some(file), Some(_)) => format!("wearsync --config {} sync {}", file.display(), answers.spec.name),
-        (None, None) => "wearsync serve".to_owned(),
-        (Some(file), None) => format!("wearsync --config {} serve", file.display()),
+        (None, None) => format!("wearsync connect {}", answers.spec.name),
+        (Some(file), None) => format!("wearsync --config {} connect {}", file.display(), answers.spec.name),
     };
     session.out.show(&json!({ "written": path, "next": next }), || {
         let written = format!("{} (readable by you alone; it holds secrets: commit it nowhere)", path.display());

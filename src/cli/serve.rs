@@ -91,7 +91,7 @@ async fn welcome(session: &Session, app: &App, url: &str) -> anyhow::Result<()> 
         Some(it) => {
             format!("curl -X POST {url}/api/v1/{}/users/{}/sync -H 'X-API-Key: {key}'", it.provider, it.user_id)
         }
-        None => "wearsync users create && wearsync connections add --provider strava --refresh-token-stdin".to_owned(),
+        None => "wearsync connect strava".to_owned(),
     };
     session.out.show(&answer, || {
         facts(&[

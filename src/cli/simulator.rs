@@ -11,7 +11,21 @@ use super::{Session, signals};
 use crate::clock::Clock;
 use crate::simulator::{Client, Fault, Options, Running, parse_fault, start};
 
+/// What it can be told while it runs.
+const CONTROLS: &str = "Controls, JSON below URL/_simulator (athletes are counted from 0):
+  POST upload  {\"athlete\": 0, \"count\": 1}                     somebody records activities
+  POST edit    {\"athlete\": 0, \"id\": ID, \"name\": \"…\"}       changes one
+  POST delete  {\"athlete\": 0, \"id\": ID}                     deletes one
+  POST event   {\"athlete\": 0, \"object_type\": \"activity\", \"object_id\": ID, \"aspect_type\": \"update\"}
+                                                            sends an event, true or not
+  POST grant   {\"athlete\": 0}                               a refresh token, as if that person had agreed
+  POST revoke  {\"athlete\": 0}                               that person takes access back
+  POST fault   {\"faults\": [\"429=1/3\"]}                    the faults from now on, as with --fault
+  GET  truth?athlete=0                                      what there is
+  GET  ledger                                               what was asked and sent";
+
 #[derive(Debug, Args)]
+#[command(after_help = CONTROLS)]
 pub(crate) struct Simulator {
     /// Port on 127.0.0.1; 0 takes a free one
     #[arg(long, default_value_t = 0)]
