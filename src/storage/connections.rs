@@ -169,6 +169,29 @@ macro_rules! leave_accounts {
 
 pub(super) use leave_accounts;
 
+/// Ends the runs of a connection that is read no more: those that nobody works on at once, the others at their next page.
+macro_rules! cancel_runs {
+    ($t:ident, $connection:expr, $reason:expr, $now:expr) => {{
+        let cancelled: Vec<(RunId, i64)> = sqlx::query_as(
+            "update runs
+                set state = 'cancelled', ended_at = $2, reason = $3, owner = null
+                where connection_id = $1 and state in ('queued', 'waiting') returning id, epoch",
+        )
+        .bind($connection)
+        .bind($now)
+        .bind($reason)
+        .fetch_all(&mut *$t)
+        .await?;
+        for (run, epoch) in cancelled {
+            tell!($t, Told::cancelled(run, epoch, $now));
+        }
+        sqlx::query("update runs set cancel_requested = true where connection_id = $1 and state = 'in_progress'")
+            .bind($connection)
+            .execute(&mut *$t)
+            .await?;
+    }};
+}
+
 pub(super) const DROP_UNUSED_ACCOUNT: &str = "delete from accounts where id = $1
     and not exists (select 1 from connections c where c.account_id = accounts.id)";
 
@@ -292,7 +315,8 @@ impl Db {
     }
 
     /// Binds a user to an account: makes the connection, or brings the one it has for this provider to this account.
-    /// Either way the epoch is new and work in flight ends.
+    /// Either way the epoch is new and work in flight ends. Of one that another account takes the place of, waiting runs
+    /// are cancelled, and its schedule goes over.
     ///
     /// # Errors
     /// When the database fails.
@@ -318,14 +342,31 @@ impl Db {
         grant: Option<NewGrant>,
         now: DateTime<Utc>,
     ) -> Result<Connected> {
+        loop {
+            let connected = self.connect_once(user, account, provider, grant.as_ref(), now).await;
+            if !is_crossed(&connected) {
+                return connected;
+            }
+        }
+    }
+
+    async fn connect_once(
+        &self,
+        user: UserId,
+        account: AccountId,
+        provider: &str,
+        grant: Option<&NewGrant>,
+        now: DateTime<Utc>,
+    ) -> Result<Connected> {
         let id = ConnectionId::new();
-        let replaced: u64;
+        let replaced: Option<(ConnectionId,)>;
         let connected = transaction!(self, t => {
             // Another account of the same provider: its history stays under the old connection, which nobody reads any more.
-            replaced = sqlx::query("update connections set status = 'replaced', epoch = epoch + 1, updated_at = $4
-                    where user_id = $1 and provider = $2 and status <> 'replaced' and account_id <> $3")
+            replaced = sqlx::query_as("update connections set status = 'replaced', epoch = epoch + 1, updated_at = $4
+                    where user_id = $1 and provider = $2 and status <> 'replaced' and account_id <> $3
+                    returning id")
                 .bind(user).bind(provider).bind(account).bind(now)
-                .execute(&mut *t).await?.rows_affected();
+                .fetch_optional(&mut *t).await?;
             let (connection,): (ConnectionId,) = sqlx::query_as(
                     "insert into connections (id, user_id, account_id, provider, status, created_at, updated_at)
                     values ($1, $2, $3, $4, 'active', $5, $5)
@@ -336,7 +377,14 @@ impl Db {
                 .fetch_one(&mut *t).await?;
             sqlx::query(INSERT_SCHEDULE).bind(connection).bind(provider).bind(now).bind(first_sweep(now))
                 .execute(&mut *t).await?;
-            if let Some(grant) = &grant {
+            if let Some((old,)) = replaced {
+                cancel_runs!(t, old, "another account was connected", now);
+                // How often it is read was said of the user, whichever account that is.
+                sqlx::query("update schedules set every_s = o.every_s, cron = o.cron, enabled = o.enabled
+                        from schedules o where schedules.connection_id = $1 and o.connection_id = $2")
+                    .bind(connection).bind(old).execute(&mut *t).await?;
+            }
+            if let Some(grant) = grant {
                 sqlx::query("update accounts set refresh_token = $2, token_version = token_version + 1 + $7,
                         grant_version = token_version + 1, status = 'active', reason = null, refusals = 0,
                         refused_since = null, refresh_owner = null, refresh_until = null,
@@ -351,7 +399,7 @@ impl Db {
             let left = leave_accounts!(self, t, "provider = $2", user, provider, now);
             Connected { connection, token_version, left }
         });
-        if replaced > 0 {
+        if replaced.is_some() {
             tracing::info!(%user, provider, "connection moved to another account; the old one keeps its data");
         }
         Ok(connected)
@@ -425,15 +473,7 @@ impl Db {
             match found {
                 None => None,
                 Some((connection,)) => {
-                    let cancelled: Vec<(RunId, i64)> = sqlx::query_as("update runs
-                            set state = 'cancelled', ended_at = $2, reason = $3, owner = null
-                            where connection_id = $1 and state in ('queued', 'waiting') returning id, epoch")
-                        .bind(connection).bind(now).bind(reason).fetch_all(&mut *t).await?;
-                    for (run, epoch) in cancelled {
-                        tell!(t, Told::cancelled(run, epoch, now));
-                    }
-                    sqlx::query("update runs set cancel_requested = true where connection_id = $1 and state = 'in_progress'")
-                        .bind(connection).execute(&mut *t).await?;
+                    cancel_runs!(t, connection, reason, now);
                     let left = leave_accounts!(self, t, "provider = $2", user, provider, now);
                     if let Some(folders) = purge {
                         let earlier: Vec<(AccountId,)> = sqlx::query_as("select account_id from connections

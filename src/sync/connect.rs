@@ -304,6 +304,8 @@ pub(crate) async fn store_grant(
         with_access: bring.access.is_some(),
     };
     let connected = engine.db.connect_with(user, account, name.0, Some(grant), now).await?;
+    // Runs of a connection to another account may have been cancelled.
+    engine.tell_news(user).await;
     telemetry::connected(name, connected.connection);
     if let Some(access) = bring.access {
         engine.keep_token(account, AccessToken { version: connected.token_version, ..access }).await;

@@ -596,6 +596,7 @@ impl<'a> Work<'a> {
         engine.adopt_grant(account, into.id).await?;
         engine.db.drop_grant(account.id, "a token of another person was given for it", now).await?;
         engine.db.connect(self.claim.run.user_id, into.id, &account.provider, now).await?;
+        engine.tell_news(self.claim.run.user_id).await;
         Err(Stop::Fatal(format!(
             "the token belongs to another account of {}: it has a connection of its own now; sync again",
             self.setup.spec().title

@@ -4,7 +4,7 @@ use chrono::{DateTime, Duration, Utc};
 use serde_json::json;
 use wearsync::model::quota::Window as QuotaWindow;
 use wearsync::model::{
-    AccountId, BEGINNING_MS, Class, ConnectionId, Kind, Purpose, RunId, RunSource, RunState, UserId, Window,
+    AccountId, BEGINNING_MS, Class, ConnectionId, Kind, Purpose, RunId, RunSource, RunState, Schedule, UserId, Window,
 };
 use wearsync::storage::{
     Accepted, Claim, Db, Error, Fence, NewAccount, NewApiKey, NewRun, NewUser, NewWindow, PageWrite, RefreshFailure,
@@ -288,9 +288,36 @@ async fn reconnect(shape: Shape) {
     let same = store.db.connect(store.user, store.account, "strava", s(1)).await.unwrap();
     assert_eq!(same, store.connection, "the connection is one and the same, with its data");
     assert!(matches!(store.page(&claim.fence).await, Err(Error::Fenced)));
-    // Another person's account at the same provider: the old connection is kept, and read no more.
+    // Another person's account at the same provider: the old connection is kept, and read no more. Nor is there anything
+    // left to do for it, and the user's own schedule goes over.
+    let queued = store.accept(Class::Backfill, "queued", s(1)).await.id;
+    let put_back = store.accept(Class::Interactive, "put back", s(1)).await.id;
+    store.db.cancel_run(claim.run.id, s(1)).await.unwrap();
+    store.db.settle_run(&claim.fence, done(), s(1)).await.unwrap();
+    let held = store.claim(put_back, s(1)).await.expect("is free");
+    store.db.settle_run(&held.fence, wait(s(60), false), s(1)).await.unwrap();
+    let in_hand = store.accept(Class::Interactive, "in hand", s(1)).await.id;
+    store.claim(in_hand, s(1)).await.expect("is free");
+    let cron = Schedule::Cron("0 6 * * *".to_owned());
+    assert!(store.db.set_schedule(store.connection, Some(&cron), s(500), s(1)).await.unwrap());
     let (_, other) = connect(&store.db, store.user, "somebody else").await;
     assert_ne!(other, store.connection);
+    for id in [queued, put_back] {
+        let run = store.run(id).await;
+        let told = (run.run_state(), run.reason.as_deref());
+        assert_eq!(told, (RunState::Cancelled, Some("another account was connected")));
+        let event = store.db.find_last_run_event(id).await.unwrap().expect("an event");
+        assert_eq!((event.stage.as_str(), event.status.as_str()), ("cancelled", "cancelled"));
+    }
+    let run = store.run(in_hand).await;
+    assert!(run.run_state() == RunState::InProgress && run.cancel_requested);
+    assert_eq!(store.db.find_schedule(other).await.unwrap().and_then(|row| row.own()), Some(cron));
+    store.db.set_schedule(other, Some(&Schedule::Off), s(500), s(1)).await.unwrap();
+    let (_, third) = connect(&store.db, store.user, "a third one").await;
+    assert_eq!(store.db.find_schedule(third).await.unwrap().and_then(|row| row.own()), Some(Schedule::Off));
+    store.db.set_schedule(third, None, s(500), s(1)).await.unwrap();
+    let (_, other) = connect(&store.db, store.user, "somebody else").await;
+    assert_eq!(store.db.find_schedule(other).await.unwrap().and_then(|row| row.own()), None);
     let old = store.db.find_connection(store.connection).await.unwrap().unwrap();
     assert_eq!(old.status, "replaced");
     let list = store.db.list_connections(Some(store.user)).await.unwrap();
