@@ -100,6 +100,11 @@ pub(super) async fn refresh(engine: &Engine, shown: &SecretString) -> Result<Opt
     Ok(owner.map(|owner| Tokens::new(engine, &owner, &secret)))
 }
 
+/// When a developer's token ends.
+pub(super) fn ends_at(bearer: Bearer) -> DateTime<Utc> {
+    bearer.issued_at + Duration::seconds(LIFE_S)
+}
+
 /// What this text is, if we made it and it still works.
 pub(super) fn read(vault: &Vault, text: &str, now: DateTime<Utc>) -> Option<Token> {
     let (message, signature) = text.rsplit_once('.')?;

@@ -20,7 +20,8 @@ use uuid::Uuid;
 
 use super::App;
 use super::error::{Error, no_user, set};
-use super::extract::{Caller, FromQuery, IdPath, MayRead, Query, QueryPairs, uuid};
+use super::extract::{Caller, Credentials, FromQuery, IdPath, MayRead, Query, QueryPairs, uuid};
+use super::token;
 use crate::model::UserId;
 use crate::storage::{RunEvent, RunEventFilter};
 use crate::sync::{Engine, Event, EventLine};
@@ -339,7 +340,8 @@ impl FromQuery for StreamQuery {
 ///
 /// Server-sent events: the comment `connected`, the last `replay` events, oldest first, then each event as it happens,
 /// whichever process works on it; the comment `heartbeat` after 15 seconds without one. Each event is named
-/// `sync.status`, and its data is one line of JSON: a `SyncStatusEvent`.
+/// `sync.status`, and its data is one line of JSON: a `SyncStatusEvent`. It ends when the user is erased, or the key or
+/// token no longer works; that is looked at as often.
 ///
 /// Who sends the header `Last-Event-ID` (the `event_id` of an event, or empty to begin with) gets an `id:` line with each
 /// event, and after a reconnect exactly the events that came after the one named, while it is kept. Needs the scope
@@ -393,6 +395,7 @@ pub(super) async fn stream_sync_events(
     let heartbeat = engine.config.event_heartbeat;
     let listener = Listener {
         engine,
+        shown: Credentials::read(&app, &headers),
         user,
         told,
         seq,
@@ -401,6 +404,7 @@ pub(super) async fn stream_sync_events(
         backlog,
         heartbeat,
         silent_since: Instant::now(),
+        looked_at: Instant::now(),
         _counted: telemetry::listener(),
     };
     let stream = stream::unfold(listener, |mut listener| async move {
@@ -426,6 +430,7 @@ fn written(line: &EventLine, with_id: bool) -> Bytes {
 /// reads from the rows whatever it was too slow to hear, or was not told.
 struct Listener {
     engine: Arc<Engine>,
+    shown: Credentials,
     user: UserId,
     told: BoxStream<'static, String>,
     /// The number of the last event that was sent.
@@ -436,6 +441,8 @@ struct Listener {
     backlog: VecDeque<Bytes>,
     heartbeat: Duration,
     silent_since: Instant,
+    /// When it was last asked whether the listener may go on.
+    looked_at: Instant,
     _counted: telemetry::Listening,
 }
 
@@ -443,6 +450,10 @@ impl Listener {
     async fn next(&mut self) -> Option<Bytes> {
         loop {
             if self.engine.stop.is_cancelled() {
+                return None;
+            }
+            // One that is never silent has no heartbeats.
+            if self.looked_at.elapsed() >= self.heartbeat && !self.may_go_on().await {
                 return None;
             }
             if let Some(bytes) = self.backlog.pop_front() {
@@ -467,8 +478,10 @@ impl Listener {
                 () = tokio::time::sleep(TRY_AGAIN), if self.behind => {}
                 () = tokio::time::sleep_until(self.silent_since + self.heartbeat) => {
                     self.silent_since = Instant::now();
-                    // Events that nobody told of, because Redis or the teller was away.
-                    if !self.is_behind().await {
+                    if !self.may_go_on().await {
+                        return None;
+                    }
+                    if !self.behind {
                         return Some(Bytes::from_static(b": heartbeat\n\n"));
                     }
                 }
@@ -477,18 +490,24 @@ impl Listener {
         }
     }
 
-    /// Whether there are rows to read, as far as the database tells.
-    async fn is_behind(&mut self) -> bool {
-        match self.engine.db.newest_run_event_seq(self.user).await {
-            Ok(newest) => {
-                self.behind = newest > self.seq;
+    /// Whether the user is still there and what was shown still works, as far as the database tells; and whether there
+    /// are events that nobody told of, because Redis or the teller was away.
+    async fn may_go_on(&mut self) -> bool {
+        self.looked_at = Instant::now();
+        let now = self.engine.clock.now();
+        let bearer = self.shown.bearer.filter(|bearer| now < token::ends_at(*bearer));
+        let key_hash = self.shown.key_hash.as_deref();
+        match self.engine.db.newest_seq_for_listener(self.user, bearer, key_hash, now).await {
+            Ok(Some(newest)) => {
+                self.behind |= newest > self.seq;
                 // Smaller only if all rows were erased: the numbers began anew.
                 self.seq = self.seq.min(newest);
-                self.behind
+                true
             }
+            Ok(None) => false,
             Err(error) => {
                 tracing::debug!(user = %self.user, %error, "events could not be looked for");
-                false
+                true
             }
         }
     }

@@ -3,7 +3,7 @@ use uuid::Uuid;
 
 use super::db::{accept, read, write};
 use super::runs::Run;
-use super::{Db, Error, Result};
+use super::{Bearer, Db, Error, Result};
 use crate::model::{RunId, RunSource, Step, SyncStatus, UserId};
 
 /// Something that a run went through, with what its run tells of it.
@@ -213,6 +213,28 @@ impl Db {
         let sql = "select coalesce(max(seq), 0) from run_events where user_id = $1";
         let (seq,): (i64,) = read!(self, p => sqlx::query_as(sql).bind(user).fetch_one(p).await?);
         Ok(seq)
+    }
+
+    /// The same for one who has listened for a while. `None`: the user is gone, or what was shown no longer works.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn newest_seq_for_listener(
+        &self,
+        user: UserId,
+        bearer: Option<Bearer>,
+        key_hash: Option<&[u8]>,
+        now: DateTime<Utc>,
+    ) -> Result<Option<i64>> {
+        let sql = "select (select coalesce(max(seq), 0) from run_events where user_id = $1) from users u
+            where u.id = $1 and (
+                exists (select 1 from developers where id = $2 and password_changed_at <= $3)
+                or exists (select 1 from api_keys where hash = $4 and revoked_at is null
+                    and (expires_at is null or expires_at > $5) and (retires_at is null or retires_at > $5)))";
+        let (developer, issued_at) = (bearer.map(|it| it.developer), bearer.map(|it| it.issued_at));
+        let found: Option<(i64,)> = read!(self, p => sqlx::query_as(sql).bind(user).bind(developer).bind(issued_at)
+            .bind(key_hash).bind(now).fetch_optional(p).await?);
+        Ok(found.map(|(seq,)| seq))
     }
 
     /// The last event of each run, newest first.

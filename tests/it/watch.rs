@@ -13,7 +13,7 @@ use wearsync::api::{self, ApiState};
 use wearsync::clock::Clock;
 use wearsync::model::{AccountId, Class, ConnectionId, RunId, RunSource, RunState, SyncRequest, UserId};
 use wearsync::simulator::Options;
-use wearsync::storage::{NewAccount, NewApiKey, NewRun, NewUser, Settle};
+use wearsync::storage::{NewAccount, NewApiKey, NewDeveloper, NewRun, NewUser, NextApiKey, Settle};
 use wearsync::sync::{self, Engine};
 use wearsync::{telemetry, vault};
 
@@ -35,6 +35,7 @@ both! {
     a_slow_reader_catches_up_from_the_rows => slow_reader;
     what_happens_while_a_stream_begins_is_in_it => beginning;
     streams_beat_and_end_with_the_server => heartbeat;
+    streams_end_with_what_they_need => ends;
     old_events_go_and_last_ones_stay => growth;
     the_numbers_go_on_when_a_run_is_erased => erased_run;
 }
@@ -673,6 +674,103 @@ async fn heartbeat(shape: Shape) {
     assert_eq!(stream.frame().await, None, "the stream ends whole");
     (&mut server.task).await.expect("the server ends");
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+}
+
+async fn ends(shape: Shape) {
+    let clock = Clock::mock(DateTime::from_timestamp(1_773_100_800, 0).expect("an instant"));
+    let world = World::with(shape, small(), clock, &[("WEARSYNC_EVENT_HEARTBEAT", "200ms")]).await;
+    let (server, db, now) = (Server::start(&world.engine).await, &world.engine.db, || world.clock.now());
+    let key = async |expires_at| {
+        let secret = vault::new_api_key();
+        let new = NewApiKey {
+            hash: vault::hash_secret(secret.expose_secret()),
+            prefix: "ws_test".to_owned(),
+            name: "test".to_owned(),
+            scopes: "read".to_owned(),
+            expires_at,
+            created_by: None,
+        };
+        (db.insert_api_key(new, now()).await.expect("a key").id, secret)
+    };
+    let begin = async |response: reqwest::Response| {
+        let mut stream = Stream::new(response.error_for_status().expect("opens"));
+        assert_eq!(stream.frame().await.as_deref(), Some(": connected"));
+        assert_eq!(stream.frame().await.as_deref(), Some(": heartbeat"), "it goes on until then");
+        stream
+    };
+    let url = format!("{}/api/v1/users/{}/sync/stream", server.url, world.user);
+    let listen = async |name: &str, value: &str| {
+        begin(server.http.get(&url).header(name, value).send().await.expect("answers")).await
+    };
+    // After what was on its way.
+    let ended = async |mut stream: Stream| {
+        let rest = async { while stream.frame().await.is_some() {} };
+        tokio::time::timeout(Duration::from_secs(10), rest).await.expect("the stream ends");
+    };
+    let (revoked, secret) = key(None).await;
+    let of_revoked = listen("X-API-Key", secret.expose_secret()).await;
+    let (retired, secret) = key(None).await;
+    let of_retired = listen("X-API-Key", secret.expose_secret()).await;
+    let (_, secret) = key(Some(now() + chrono::Duration::minutes(10))).await;
+    let of_expired = listen("X-API-Key", secret.expose_secret()).await;
+    let password = secrecy::SecretString::from("correct horse battery".to_owned());
+    let new = NewDeveloper {
+        email: "ada@example.com".to_owned(),
+        first_name: None,
+        last_name: None,
+        password_hash: vault::hash_password(&password),
+    };
+    db.insert_developer(new, now()).await.expect("a developer");
+    let form = [("username", "ada@example.com"), ("password", password.expose_secret())];
+    let login = server.http.post(format!("{}/api/v1/auth/login", server.url)).form(&form).send().await;
+    let login: Value = login.expect("answers").json().await.expect("JSON");
+    let bearer = format!("Bearer {}", login["access_token"].as_str().expect("a token"));
+    let of_developer = listen("Authorization", &bearer).await;
+    let mut stays = server.listen(world.user, "", None).await;
+
+    db.revoke_api_key(revoked, now()).await.expect("revokes").expect("is there");
+    ended(of_revoked).await;
+    let next = NextApiKey {
+        hash: vec![7; 32],
+        prefix: "ws_next".to_owned(),
+        created_by: None,
+        old_until: now() + chrono::Duration::minutes(5),
+    };
+    db.rotate_api_key(retired, next, now()).await.expect("rotates").expect("is there");
+    world.clock.set(now() + chrono::Duration::minutes(5));
+    ended(of_retired).await;
+    world.clock.set(now() + chrono::Duration::minutes(5));
+    ended(of_expired).await;
+    world.clock.set(now() + chrono::Duration::minutes(50));
+    ended(of_developer).await;
+    assert_eq!(stays.frame().await.as_deref(), Some(": heartbeat"), "others are not in it");
+
+    // One who always has something to read is looked at, too.
+    let (id, secret) = key(None).await;
+    let mut busy = listen("X-API-Key", secret.expose_secret()).await;
+    db.revoke_api_key(id, now()).await.expect("revokes").expect("is there");
+    let stop = AtomicBool::new(false);
+    let events = async {
+        for since in 1.. {
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+            let run = accept(&world.engine, world.connection, since, RunSource::Pull).await;
+            db.cancel_run(run, now()).await.expect("cancels");
+            world.engine.tell_news(world.user).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let reads = async {
+        let read = async { while busy.frame().await.is_some() {} };
+        let read = tokio::time::timeout(Duration::from_secs(10), read).await;
+        stop.store(true, Ordering::Relaxed);
+        read.expect("the stream ends");
+    };
+    tokio::join!(events, reads);
+
+    sync::erase_user(&world.engine, world.user).await.expect("erases").expect("was there");
+    ended(stays).await;
 }
 
 async fn growth(shape: Shape) {

@@ -25,8 +25,12 @@ impl Stream {
         if let Some(last) = last {
             request = request.header("Last-Event-ID", last);
         }
-        let response = request.send().await?.error_for_status()?;
-        Ok(Self { response, text: String::new() })
+        Ok(Self::new(request.send().await?.error_for_status()?))
+    }
+
+    /// An answer that has begun.
+    pub fn new(response: reqwest::Response) -> Self {
+        Self { response, text: String::new() }
     }
 
     /// Up to the next blank line; nothing when the stream has ended whole, an error when it broke.
