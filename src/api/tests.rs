@@ -764,6 +764,11 @@ async fn connections_and_gaps_are_told() {
     let new = NewWindow { stream: "activities", purpose: Purpose::Cover, lo, hi };
     api.engine.db.open_window(&claim.fence, new, None).await.unwrap();
     assert_eq!(api.get(&path).await.json(), gap("open"));
+    // A connection that is read no more says so with each gap.
+    let account = api.engine.db.find_connection(connection).await.unwrap().unwrap().account_id;
+    api.engine.db.drop_grant(account, "access was taken back", api.now()).await.unwrap();
+    let error = api.get(&path).await.json()["items"][0]["error"].clone();
+    assert_eq!(error, json!("the account has to be connected again: access was taken back"));
     let nobody = UserId::new();
     let answer = api.get(&format!("/api/v1/users/{nobody}/gaps")).await;
     assert_eq!(answer.failure(), (404, format!("User with ID: {nobody} not found."), own("unknown_user")));

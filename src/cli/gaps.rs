@@ -26,11 +26,16 @@ pub(crate) async fn run(session: &Session, arguments: Gaps) -> Outcome {
     let gaps = sync::list_gaps(engine, user).await?;
     let mut wanted = Vec::new();
     let mut quiet = Vec::new();
+    let mut lapsed = Vec::new();
     let mut active = false;
     for view in engine.db.list_connections(user).await? {
         let (number, _) = engine.db.count_wanted(view.connection.id, engine.clock.now()).await?;
         let failed = engine.db.count_failed(view.connection.id).await?;
         active |= view.connection.status == "active";
+        if view.connection.status == "active" && view.account_status != "active" {
+            let why = view.account_reason.unwrap_or_else(|| "the grant is no longer good".to_owned());
+            lapsed.push((view.connection.clone(), why));
+        }
         if let Some(since) = view.quiet_since {
             quiet.push((view.connection.clone(), since));
         }
@@ -45,14 +50,18 @@ pub(crate) async fn run(session: &Session, arguments: Gaps) -> Outcome {
     let silences = quiet.iter().map(|(connection, since)| {
         json!({ "connection_id": connection.id, "provider": connection.provider, "since": iso(*since) })
     });
+    let grants = lapsed.iter().map(
+        |(connection, why)| json!({ "connection_id": connection.id, "provider": connection.provider, "reason": why }),
+    );
     let answer = json!({
         "gaps": gaps.iter().map(gap_json).collect::<Vec<_>>(),
         "parts_wanted": parts.collect::<Vec<_>>(),
         "quiet": silences.collect::<Vec<_>>(),
+        "reauthorize": grants.collect::<Vec<_>>(),
     });
     session.out.show(&answer, || {
         let rows: Vec<Vec<String>> = gaps.iter().map(gap_row).collect();
-        let none = match (active, wanted.is_empty()) {
+        let none = match (active, wanted.is_empty() && lapsed.is_empty()) {
             (false, _) => "there is no active connection: nothing is covered, and nothing is missing",
             (true, true) => "no gaps: everything is covered",
             (true, false) => "every list is covered",
@@ -69,6 +78,14 @@ pub(crate) async fn run(session: &Session, arguments: Gaps) -> Outcome {
     }
     for (connection, since) in &quiet {
         remark(&format!("{} of user {}: {}", connection.provider, connection.user_id, connections::quiet(*since)));
+    }
+    for (connection, why) in &lapsed {
+        let (id, provider, user) = (connection.id, &connection.provider, connection.user_id);
+        let again = connections::add_command(user, provider);
+        remark(&format!("connection {id} ({provider} of user {user}) is read no more ({why}): `{again}`"));
+    }
+    if !lapsed.is_empty() {
+        return Ok(Exit::Reauthorize);
     }
     Ok(if gaps.is_empty() && wanted.is_empty() { Exit::Done } else { Exit::Stale })
 }

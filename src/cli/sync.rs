@@ -90,9 +90,12 @@ async fn accept_and_follow(session: &Session, app: &App, arguments: Sync) -> Out
     let add = add_command(user.id, name);
     let connections = engine.db.list_connections(Some(user.id)).await?;
     let connection = connections.into_iter().find(|view| view.connection.provider == name);
-    let Some(view) = connection.filter(|view| view.connection.status == "active") else {
+    let Some(view) = connection else {
         anyhow::bail!("No active connection found for provider {title}: make one with `{add}`");
     };
+    if view.connection.status != "active" {
+        return Err(reauthorize(format!("{title} was disconnected; connect it again: `{add}`")));
+    }
     if view.account_status != "active" {
         let why = view.account_reason.unwrap_or_else(|| "the grant is no longer good".to_owned());
         return Err(reauthorize(format!("{title} has to be connected again ({why}): `{add}`")));

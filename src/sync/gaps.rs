@@ -19,6 +19,11 @@ pub async fn list_gaps(engine: &Engine, user: Option<UserId>) -> Result<Vec<Gap>
         let Some(provider) = providers::find(&connection.provider).filter(|_| connection.status == "active") else {
             continue;
         };
+        // Nothing of it gets on before a person has connected it again.
+        let lapsed = (view.account_status != "active").then(|| {
+            let why = view.account_reason.as_deref().unwrap_or("the grant is no longer good");
+            format!("the account has to be connected again: {why}")
+        });
         let windows = engine.db.list_windows(connection.id).await?;
         for stream in provider.spec().streams.iter().filter(|stream| stream.axis != Axis::None) {
             let name = stream.name.0;
@@ -32,7 +37,7 @@ pub async fn list_gaps(engine: &Engine, user: Option<UserId>) -> Result<Vec<Gap>
                 lo: piece.lo,
                 hi: piece.hi,
                 state: piece.state,
-                last_error: piece.last_error,
+                last_error: lapsed.clone().or(piece.last_error),
             }));
         }
     }
