@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use super::connect::{Bring, store_grant};
 use super::{Engine, Error, ProviderSetup};
 use crate::model::{AccountId, BEGINNING_MS, Class, ConnectionId, DataType, RunSource, SyncRequest, UserId};
-use crate::providers::{DataPart, ProviderSpec, oauth};
+use crate::providers::{AccessToken, DataPart, ProviderSpec, oauth};
 use crate::storage::{Accepted, NewAccount, NewRun};
 use crate::telemetry;
 
@@ -122,10 +122,12 @@ pub async fn submit(
     Ok(Some(accepted))
 }
 
-/// Makes a user's connection from a refresh token that a person brought.
+/// Makes a user's connection from a refresh token that a person brought. Where the connection has a working grant, the
+/// token is tried before that one is given up.
 ///
 /// # Errors
-/// When the provider is not set up here, or the database fails.
+/// [`Error::NotTaken`]: the token is not good, or could not be tried, and everything is as it was. When the provider is not
+/// set up here, or the database fails.
 pub async fn connect_with_grant(
     engine: &Engine,
     setup: &ProviderSetup,
@@ -144,10 +146,24 @@ pub async fn connect_with_grant(
     {
         // A pasted token does not say whose it is. Who has a connection most likely gives it a new grant: records and
         // windows stay. The first profile that is read with it tells if it is another person's after all.
+        let grant = engine.try_token(setup, app, known, refresh_token).await?;
+        let bring = match &grant {
+            Some(grant) => Bring {
+                refresh_token: grant.refresh_token.as_ref().unwrap_or(refresh_token),
+                owner: None,
+                access: Some(AccessToken {
+                    secret: grant.access_token.clone(),
+                    version: 0,
+                    expires_at: grant.expires_at,
+                }),
+            },
+            None => bring,
+        };
+        let connection = store_grant(engine, setup, user, known, bring).await?;
         if let Some(hash) = imported_hash {
             engine.db.note_imported(known, hash).await?;
         }
-        return store_grant(engine, setup, user, known, bring).await;
+        return Ok(connection);
     }
     let account = engine
         .db

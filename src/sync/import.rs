@@ -25,7 +25,7 @@ pub enum NewGrant {
 /// Connects a user with what a person brought.
 ///
 /// # Errors
-/// In plain words: the provider refused the code, or is not set up.
+/// In plain words: the provider refused the code or the token, or is not set up.
 pub async fn connect(
     engine: &Engine,
     setup: &ProviderSetup,
@@ -83,8 +83,12 @@ pub async fn import_plain_settings(engine: &Engine) -> Result<Vec<String>, Error
                 continue;
             }
         };
-        connect(engine, setup, user.id, &grant, Some(hash)).await?;
-        told.push(format!("connected {name} with the token from the settings"));
+        match connect(engine, setup, user.id, &grant, Some(hash)).await {
+            Ok(_) => told.push(format!("connected {name} with the token from the settings")),
+            // What is stored works: no reason to stop.
+            Err(Error::NotTaken(why)) => told.push(format!("the token from the settings was not taken: {why}")),
+            Err(error) => return Err(error),
+        }
     }
     Ok(told)
 }

@@ -76,6 +76,9 @@ pub enum Error {
     /// A setting is missing or wrong.
     #[error("{0}")]
     Settings(String),
+    /// A token that a person brought was not taken; whatever was stored stays.
+    #[error("{0}")]
+    NotTaken(String),
     /// A stored value cannot be read.
     #[error("a stored value cannot be read: {0}")]
     Corrupt(String),

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
@@ -132,6 +132,55 @@ impl Engine {
         }
     }
 
+    /// Spends a refresh token that a person brought for an account whose own is good. The lease is taken for it: the two
+    /// may be of one grant, and who spends the other one meanwhile would end this one. Storing the answer ends the lease;
+    /// so does a refusal, and the account's own token stays. `None`: its own is not good, and there is nothing to lose.
+    ///
+    /// # Errors
+    /// [`Error::NotTaken`]; or the database fails.
+    pub(crate) async fn try_token(
+        &self,
+        setup: &ProviderSetup,
+        app: &App,
+        id: AccountId,
+        brought: &SecretString,
+    ) -> Result<Option<Grant>, Error> {
+        let title = setup.spec().title;
+        let deadline = self.after(self.config.lease * 3);
+        let lease = loop {
+            let now = self.now();
+            let account = self.db.find_account(id).await?;
+            let works = |account: &Account| account.status == "active" && account.refresh_token.is_some();
+            let Some(account) = account.filter(works) else { return Ok(None) };
+            let (version, until) = (account.token_version, self.after(self.config.lease));
+            if let Some(lease) = self.db.take_refresh_lease(id, version, &self.owner, now, until).await? {
+                break lease;
+            }
+            if now > deadline {
+                let why = "the stored token is being refreshed and that does not end; try again";
+                return Err(Error::NotTaken(format!("{title}: {why}")));
+            }
+            tokio::time::sleep(POLL).await;
+        };
+        match spend(&self.http, app, brought, self.now(), self.config.lease).await {
+            Ok(grant) => Ok(Some(grant)),
+            Err(error) => {
+                // Of a refusal the stored token knows nothing. One that may be spent may have been the newer one of it.
+                let spent = matches!(error, TokenError::Transient { spent: true, .. });
+                let failure = unspent(spent || lease.interrupted);
+                self.db.fail_refresh(id, lease.account.token_version, &self.owner, failure, self.now()).await?;
+                Err(Error::NotTaken(match error {
+                    TokenError::Refused { refusal: Refusal::Grant, .. } => {
+                        format!("{title} refused this refresh token; the connection keeps the one it has")
+                    }
+                    error => format!(
+                        "{title}: this refresh token could not be tried, and the connection keeps the one it has: {error}"
+                    ),
+                }))
+            }
+        }
+    }
+
     /// The provider answered 401 to a token of this version: nobody is to use it again.
     pub(crate) async fn forget_token(&self, account: AccountId, version: i64) {
         self.tokens.forget(account, version);
@@ -170,7 +219,7 @@ impl Engine {
         let token = AccessToken {
             secret: secret(&shared.token),
             version,
-            expires_at: chrono::DateTime::<Utc>::from_timestamp_millis(shared.expires_ms)?,
+            expires_at: DateTime::<Utc>::from_timestamp_millis(shared.expires_ms)?,
         };
         let token = Some(token).filter(is_good)?;
         self.tokens.put(account, token.clone());
@@ -222,8 +271,7 @@ impl Engine {
             account: account.id,
             version,
             owner: self.owner.clone(),
-            // The call ends before the lease does: two holders at once would spend one token twice.
-            limit: self.config.lease.mul_f64(0.75),
+            lease: self.config.lease,
             coming: shares.then_some(ON_ITS_WAY),
         };
         // A task of its own: who asked may be dropped in the middle, but what the provider gave has to be stored.
@@ -317,6 +365,21 @@ fn unspent(unsure: bool) -> RefreshFailure<'static> {
     if unsure { RefreshFailure::MaybeSpent } else { RefreshFailure::Unspent }
 }
 
+/// Refreshes while the lease lasts: two holders at once would spend one token twice.
+async fn spend(
+    http: &Http,
+    app: &App,
+    token: &SecretString,
+    now: DateTime<Utc>,
+    lease: Duration,
+) -> Result<Grant, TokenError> {
+    let call = oauth::refresh(http, app, token, now);
+    tokio::time::timeout(lease.mul_f64(0.75), call).await.unwrap_or_else(|_| {
+        let detail = "the token endpoint did not answer in time".to_owned();
+        Err(TokenError::Transient { detail, spent: true })
+    })
+}
+
 /// The spending of one refresh token, with all it needs to end well by itself.
 struct Spend {
     http: Http,
@@ -328,18 +391,14 @@ struct Spend {
     account: AccountId,
     version: i64,
     owner: String,
-    limit: Duration,
+    lease: Duration,
     coming: Option<chrono::Duration>,
 }
 
 impl Spend {
     /// Asks the provider, and stores its answer. `Ok(None)`: somebody else had the lease by then.
     async fn run(self) -> Result<Result<Option<Grant>, TokenError>, storage::Error> {
-        let call = oauth::refresh(&self.http, &self.app, &self.refresh_token, self.clock.now());
-        let answer = tokio::time::timeout(self.limit, call).await.unwrap_or_else(|_| {
-            let detail = "the token endpoint did not answer in time".to_owned();
-            Err(TokenError::Transient { detail, spent: true })
-        });
+        let answer = spend(&self.http, &self.app, &self.refresh_token, self.clock.now(), self.lease).await;
         failpoint::hit("refresh-answered");
         let grant = match answer {
             Ok(grant) => grant,

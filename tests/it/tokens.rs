@@ -10,8 +10,9 @@ use wearsync::storage::{Account, NewUser};
 use wearsync::sync::{self, Engine};
 
 use crate::both;
+use crate::manage::command;
 use crate::oracle::{another, calls, faults, forward, ledger, sync_with, tiny, world};
-use crate::support::{Shape, World};
+use crate::support::{Place, Shape, World};
 
 both! {
     eight_share_single_use_tokens => race;
@@ -22,6 +23,8 @@ both! {
     wrong_credentials_do_not_kill_a_grant => wrong_secret;
     a_broken_token_endpoint_does_not_kill_a_grant => endpoint_down;
     another_application_is_told_apart => other_app;
+    a_pasted_token_is_tried_before_a_working_one_is_given_up => pasted;
+    commands_say_what_became_of_a_token => commands;
 }
 
 async fn account(world: &World) -> Account {
@@ -247,4 +250,110 @@ async fn other_app(shape: Shape) {
     );
     assert_eq!(account(&world).await.status, "active");
     assert_eq!(ledger(&world).await["tokens"]["refresh_attempts"], 0, "no token is shown to another application");
+}
+
+async fn pasted(shape: Shape) {
+    let settings = [("STRAVA_REFRESH_TOKEN", "mistyped")];
+    let world = world(shape, Options { rotate: true, ..tiny(3) }, &settings).await;
+    assert_eq!(sync_with(&world, &SyncRequest::default()).await.run_state(), RunState::Success);
+    let (engine, setup) = (&world.engine, world.engine.provider("strava").unwrap());
+    let kept = || async {
+        let connection = engine.db.find_connection(world.connection).await.unwrap().unwrap();
+        let Account { status, refresh_token, token_version, refusals, imported_hash, .. } = account(&world).await;
+        ((status, refresh_token, token_version), (refusals, imported_hash), (connection.status, connection.epoch))
+    };
+    let paste =
+        async |token: &str| sync::connect_with_grant(engine, setup, world.user, &sync::secret(token), None, None).await;
+    let before = kept().await;
+    // Refused: nothing is given up for it, and a run at work goes on (the epoch is the same).
+    let error = paste("mistyped").await.unwrap_err();
+    assert!(matches!(&error, sync::Error::NotTaken(why) if why.contains("refused")), "{error}");
+    assert_eq!((kept().await, account(&world).await.refresh_owner), (before.clone(), None));
+    // From the settings: it is said, each time, and nothing stops.
+    for _ in 0..2 {
+        let told = sync::import_plain_settings(engine).await.unwrap();
+        assert!(matches!(told.as_slice(), [one] if one.contains("was not taken")), "{told:?}");
+    }
+    assert_eq!(kept().await, before);
+    // A provider that does not answer says nothing about it.
+    faults(&world, &["502@token=1/1"]).await;
+    let error = paste("mistyped").await.unwrap_err();
+    assert!(matches!(&error, sync::Error::NotTaken(why) if why.contains("502")), "{error}");
+    faults(&world, &[]).await;
+    assert_eq!(kept().await, before);
+    assert_eq!(sync_with(&world, &SyncRequest::default()).await.run_state(), RunState::Success);
+
+    // A good one is spent once, what came for it is stored, and used for the next sync.
+    let grant = world.control("grant", json!({ "athlete": 0 })).await;
+    let good = grant["refresh_token"].as_str().unwrap();
+    let attempts = async || ledger(&world).await["tokens"]["refresh_attempts"].as_u64().unwrap();
+    let tried = attempts().await;
+    assert_eq!(paste(good).await.unwrap(), world.connection);
+    assert_eq!(attempts().await, tried + 1);
+    let ((status, sealed, version), _, (_, epoch)) = kept().await;
+    assert!(version > before.0.2 && epoch > before.2.1 && sealed.is_some() && sealed != before.0.1);
+    assert_eq!((status.as_str(), account(&world).await.refresh_owner), ("active", None));
+    assert_eq!(sync_with(&world, &SyncRequest::default()).await.run_state(), RunState::Success);
+    assert_eq!(attempts().await, tried + 1, "the access token came along");
+    let error = paste(good).await.unwrap_err();
+    assert!(matches!(error, sync::Error::NotTaken(_)), "it was good once: {error}");
+    forward(&world.clock, world.clock.now() + chrono::Duration::hours(7));
+    assert_eq!(sync_with(&world, &SyncRequest::default()).await.run_state(), RunState::Success, "what came for it");
+    assert_eq!(attempts().await, tried + 3);
+    world.check().await;
+}
+
+/// What is said at a terminal, and the exit code.
+async fn commands(shape: Shape) {
+    let place = Place::new(shape).await;
+    let sim = wearsync::simulator::start(tiny(3), Clock::system()).await.expect("the simulator starts");
+    let env = place.env(&sim.url());
+    let with = async |more: &[(&str, &str)], arguments: &[&str], stdin: &str| {
+        let mut env = env.clone();
+        env.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        let arguments: Vec<String> = arguments.iter().map(|text| (*text).to_owned()).collect();
+        let stdin = stdin.to_owned();
+        let done = tokio::task::spawn_blocking(move || {
+            command(&env, &arguments.iter().map(String::as_str).collect::<Vec<_>>(), &stdin)
+        });
+        done.await.unwrap()
+    };
+    let run = async |arguments: &[&str], stdin: &str| with(&[], arguments, stdin).await;
+    if shape == Shape::Postgres {
+        assert_eq!(run(&["migrate"], "").await.0, 0);
+    }
+    let http = crate::support::client();
+    let control = async |path: &str| {
+        crate::support::post(&http, &format!("{}/_simulator/{path}", sim.url()), &json!({ "athlete": 0 })).await
+    };
+    let (code, user, said) = run(&["users", "create"], "").await;
+    assert_eq!(code, 0, "{said}");
+    let (user, grant) = (user.trim(), control("grant").await);
+    let add = ["connections", "add", "--provider", "strava", "--refresh-token-stdin", "--user", user];
+    let (code, _, said) = run(&add, grant["refresh_token"].as_str().unwrap()).await;
+    assert_eq!(code, 0, "{said}");
+    let (code, _, said) = run(&["sync", "strava"], "").await;
+    assert_eq!(code, 0, "{said}");
+    let (code, connection, said) = run(&add, "mistyped\n").await;
+    assert!(code == 1 && connection.is_empty() && said.contains("refused this refresh token"), "{code}: {said}");
+    let (code, _, said) = with(&[("STRAVA_REFRESH_TOKEN", "mistyped")], &["sync", "strava"], "").await;
+    assert!(code == 0 && said.contains("the token from the settings was not taken"), "{code}: {said}");
+    let (code, listed, said) = run(&["gaps"], "").await;
+    assert!(code == 0 && listed.contains("everything is covered"), "{code}: {listed}{said}");
+
+    // The person takes it back.
+    control("revoke").await;
+    assert_eq!(run(&["sync", "strava", "--since", "0"], "").await.0, 4);
+    let (code, listed, said) = run(&["gaps"], "").await;
+    assert!(code == 4 && !listed.contains("everything is covered"), "{code}: {listed}{said}");
+    let again = format!("`wearsync connect strava --user {user}`");
+    assert!(said.contains("is read no more") && said.contains(&again), "{said}");
+    let (code, listed, _) = run(&["--json", "gaps"], "").await;
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let lapsed = &listed["reauthorize"][0];
+    assert!(said.contains(lapsed["connection_id"].as_str().unwrap()), "it is named: {lapsed}");
+    assert_eq!((code, &lapsed["provider"]), (4, &json!("strava")));
+    assert_eq!(run(&["connections", "remove", "--provider", "strava"], "").await.0, 0);
+    let (code, _, said) = run(&["sync", "strava"], "").await;
+    assert!(code == 4 && said.contains(&again), "{code}: {said}");
 }
