@@ -180,6 +180,11 @@ pub enum Notice {
         /// What happened to it.
         event: Lifecycle,
     },
+    /// Something that we have no use for: noted, so that the delivery goes when the person's data does.
+    Other {
+        /// The provider's id of the person.
+        account: String,
+    },
 }
 
 impl Notice {
@@ -187,7 +192,10 @@ impl Notice {
     #[must_use]
     pub fn account(&self) -> &str {
         match self {
-            Self::Changed { account, .. } | Self::Gone { account, .. } | Self::Lifecycle { account, .. } => account,
+            Self::Changed { account, .. }
+            | Self::Gone { account, .. }
+            | Self::Lifecycle { account, .. }
+            | Self::Other { account } => account,
         }
     }
 }

@@ -27,8 +27,9 @@ use crate::telemetry::{self, Received};
 
 /// What is known of our subscriptions is looked at again after this time.
 const FRESH: Duration = Duration::from_secs(60);
-/// And after this, when somebody cannot be believed by it: another process may have subscribed just now.
-const DOUBTED: Duration = Duration::from_secs(1);
+/// And whenever somebody cannot be believed by it, since another process may have subscribed just now; but not sooner
+/// than this after the last look: a flood of forged calls is no flood of statements.
+const APART: Duration = Duration::from_millis(50);
 /// Equal bodies of a provider that does not name its events are one delivery within this time, milliseconds.
 const SAME_MS: i64 = 600_000;
 /// Notices of unknown accounts are kept for this long: a person may be connecting just now.
@@ -75,26 +76,33 @@ impl From<storage::Error> for Unwelcome {
 
 /// Our subscriptions as this process last saw them, by provider.
 #[derive(Debug, Default)]
-pub struct SubscriptionCache(Mutex<HashMap<&'static str, Seen>>);
+pub struct SubscriptionCache {
+    seen: Mutex<HashMap<&'static str, Seen>>,
+    /// Held by who looks.
+    looks: tokio::sync::Mutex<()>,
+}
 
 /// When, and what.
 type Seen = (Instant, Arc<Vec<Known>>);
 
 impl Engine {
-    /// Our subscriptions at a provider, not older than that; `true` if they were looked up just now.
-    async fn known(
-        &self,
-        setup: &ProviderSetup,
-        app: &App,
-        not_older: Duration,
-    ) -> Result<(Arc<Vec<Known>>, bool), Error> {
+    /// Our subscriptions at a provider, and since when they are known; `since`: looked up not before that.
+    async fn known(&self, setup: &ProviderSetup, app: &App, since: Option<Instant>) -> Result<Seen, Error> {
         let name = setup.spec().name.0;
-        let cached = self.subscriptions.0.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
-        if let Some((at, known)) = cached
-            && at.elapsed() < not_older
-        {
-            return Ok((known, false));
+        let last = || self.subscriptions.seen.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+        let will_do = |(at, _): &Seen| since.map_or(at.elapsed() < FRESH, |since| *at >= since);
+        if let Some(seen) = last().filter(will_do) {
+            return Ok(seen);
         }
+        // One looks, and whoever waits for it takes what it finds.
+        let _looks = self.subscriptions.looks.lock().await;
+        if let Some(seen) = last() {
+            if will_do(&seen) {
+                return Ok(seen);
+            }
+            tokio::time::sleep(APART.saturating_sub(seen.0.elapsed())).await;
+        }
+        let at = Instant::now();
         let rows = self.db.list_subscriptions(name, &app.client_id).await?;
         let known = rows.into_iter().map(|row| {
             let opened = row.secret.map(|sealed| self.vault.open(&secret_aad(setup), &sealed)).transpose();
@@ -104,13 +112,13 @@ impl Engine {
             Known { external_id: row.external_id, secret: opened.ok().flatten() }
         });
         let known: Arc<Vec<Known>> = Arc::new(known.collect());
-        let mut cache = self.subscriptions.0.lock().unwrap_or_else(PoisonError::into_inner);
-        cache.insert(name, (Instant::now(), known.clone()));
-        Ok((known, true))
+        let seen = (at, known);
+        self.subscriptions.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(name, seen.clone());
+        Ok(seen)
     }
 
     fn forget_known(&self, setup: &ProviderSetup) {
-        self.subscriptions.0.lock().unwrap_or_else(PoisonError::into_inner).remove(setup.spec().name.0);
+        self.subscriptions.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(setup.spec().name.0);
     }
 }
 
@@ -179,9 +187,10 @@ async fn receive_with(
     }
     let path_token = is_path_token(engine, setup, app, token.unwrap_or_default());
     let now = engine.now();
-    let mut not_older = FRESH;
+    let came = Instant::now();
+    let mut since = None;
     loop {
-        let (known, fresh) = engine.known(setup, app, not_older).await?;
+        let (at, known) = engine.known(setup, app, since).await?;
         let trust = Trust {
             app,
             secret,
@@ -190,8 +199,8 @@ async fn receive_with(
             signature_required: setup.config.webhook_signature,
             now_ms: now.timestamp_millis(),
         };
-        let again = !fresh && not_older == FRESH;
-        not_older = DOUBTED;
+        let again = at < came;
+        since = Some(came);
         match (spec.handshake)(inbound, &trust) {
             Some(Handshake::Answer(answer)) => return Ok(answer),
             Some(Handshake::Forbidden(_)) if again => continue,
@@ -357,24 +366,21 @@ async fn decide(
         }
         let mut known = addressees.iter().filter(|one| one.provider_user_id == notice.account()).peekable();
         if known.peek().is_none() {
-            let act = if age < STRANGERS { Act::Wait } else { Act::Drop };
+            let act = if age < STRANGERS && wanted(notice).is_some() { Act::Wait } else { Act::Drop };
             waits |= matches!(act, Act::Wait);
             items.push(NewItem { notice: text, account: None, act });
             continue;
         }
         for one in known {
-            let act = match one.connection_id {
-                Some(connection) => {
-                    let request = wanted(notice);
-                    Act::Run(NewRun {
-                        connection,
-                        class: Class::Webhook,
-                        source: RunSource::Webhook,
-                        request: serde_json::to_string(&request).map_err(|error| Error::Corrupt(error.to_string()))?,
-                        request_key: request_key(connection, &request),
-                    })
-                }
-                // Providers go on for a while about people who are no longer connected.
+            let act = match one.connection_id.zip(wanted(notice)) {
+                Some((connection, request)) => Act::Run(NewRun {
+                    connection,
+                    class: Class::Webhook,
+                    source: RunSource::Webhook,
+                    request: serde_json::to_string(&request).map_err(|error| Error::Corrupt(error.to_string()))?,
+                    request_key: request_key(connection, &request),
+                }),
+                // Nothing is to be done; or providers go on for a while about people who are no longer connected.
                 None => Act::Drop,
             };
             items.push(NewItem { notice: text.clone(), account: Some(one.account_id), act });
@@ -389,19 +395,20 @@ async fn decide(
     Ok((items, end))
 }
 
-/// What is to be read because of a notice.
-fn wanted(notice: &Notice) -> SyncRequest {
+/// What is to be read because of a notice, if anything.
+fn wanted(notice: &Notice) -> Option<SyncRequest> {
     let item = |kind, external_id: &str, gone| NamedItem { kind, external_id: external_id.to_owned(), gone };
     match notice {
         Notice::Changed { kind, external_id, .. } => {
-            SyncRequest { items: vec![item(*kind, external_id, false)], ..SyncRequest::default() }
+            Some(SyncRequest { items: vec![item(*kind, external_id, false)], ..SyncRequest::default() })
         }
         Notice::Gone { kind, external_id, .. } => {
-            SyncRequest { items: vec![item(*kind, external_id, true)], ..SyncRequest::default() }
+            Some(SyncRequest { items: vec![item(*kind, external_id, true)], ..SyncRequest::default() })
         }
         Notice::Lifecycle { event: Lifecycle::Deauthorized, .. } => {
-            SyncRequest { check_grant: true, ..SyncRequest::default() }
+            Some(SyncRequest { check_grant: true, ..SyncRequest::default() })
         }
+        Notice::Other { .. } => None,
     }
 }
 

@@ -35,6 +35,8 @@ use crate::support::{Count, Place, Shape, World, client, query, truth};
 both! {
     subscriptions_are_made_replaced_and_ended => subscriptions;
     what_is_not_believed_is_not_kept => forged;
+    events_of_no_known_kind_are_acknowledged => unheard_of;
+    what_another_process_subscribed_to_is_believed_at_once => elsewhere;
     signatures_where_a_setting_asks_for_them => signed;
     an_event_fetches_exactly_what_it_names => exact;
     twice_and_out_of_order_have_their_effect_once => shuffled;
@@ -322,6 +324,16 @@ async fn forged(shape: Shape) {
     let pieces = futures::stream::iter((0..20).map(|_| Ok::<_, std::io::Error>(vec![b' '; 100_000])));
     let (status, _) = service.post(&callback, reqwest::Body::wrap_stream(pieces), None).await;
     assert_eq!(status, 413);
+    // No ids of Strava's: they would become parts of a path.
+    for id in ["\"a\\u0000b\"", "\"../../oauth/token\"", "-5", "0", "\"\"", "[]"] {
+        for member in ["\"object_id\":1,", "\"owner_id\":70412355,"] {
+            let name = member.split(':').next().expect("a name");
+            let body = good.replace(member, &format!("{name}:{id},"));
+            assert!(body != good);
+            let (status, answer) = service.post(&callback, body.clone(), None).await;
+            assert_eq!((status, &answer["detail"]), (400, &json!("Invalid JSON body")), "{body}");
+        }
+    }
     assert!(service.deliveries().await.is_empty(), "something forged was kept");
     for _ in 0..3 {
         let (status, body) = service.post(&callback, good.clone(), None).await;
@@ -334,6 +346,63 @@ async fn forged(shape: Shape) {
     assert!(!sealed.windows(8).any(|window| window == b"70412355"), "the body is not sealed");
     let body = sync::delivery_body(&service.world.engine, kept[0].id).await.expect("opens");
     assert_eq!(body.as_deref(), Some(good.as_bytes()));
+}
+
+/// What Strava may send one day is acknowledged, and nothing is fetched for it.
+async fn unheard_of(shape: Shape) {
+    let service = Service::new(shape, small(), Clock::mock(NOW.parse().expect("an instant")), &[]).await;
+    service.world.sync().await;
+    let callback = service.subscribe().await;
+    let runs = service.runs().await.len();
+    let before = service.calls().await;
+    let sent = [
+        event("activity", 1, "foo", 70_412_355, 1),
+        event("a\0b", 1, "create", 70_412_355, 2),
+        event("activity", 1, &"x".repeat(10_000), 70_412_355, 3),
+        // Nor does a person whom we do not know have to be waited for.
+        event("route", 1, "create", 5, 4),
+    ];
+    for body in &sent {
+        for _ in 0..2 {
+            assert_eq!(service.post(&callback, body.clone(), None).await.0, 200);
+        }
+    }
+    service.work().await;
+    let kept = service.deliveries().await;
+    assert!(kept.len() == sent.len() && kept.iter().all(|one| one.state == "done"), "{kept:?}");
+    assert_eq!((service.runs().await.len(), service.calls().await), (runs, before));
+}
+
+/// Another process subscribes: what this one saw a moment ago does not keep it from answering the challenge, or from
+/// believing the events that come.
+async fn elsewhere(shape: Shape) {
+    let service = Service::new(shape, small(), Clock::system(), &[]).await;
+    let engine = &service.world.engine;
+    let other = crate::support::engine(&service.world.place, &service.world.sim.url(), Clock::system(), &[]).await;
+    let setup = other.provider("strava").expect("strava");
+    let address = sync::callback_url(&other, setup, &service.url).expect("an address");
+    let path = address.strip_prefix(&service.url).expect("ours").to_owned();
+    let told = |n| event("activity", 1, "create", 70_412_355, n).replace("318842", &(318_841 + n).to_string());
+    for n in 1..6 {
+        assert_eq!(service.post(&path, told(n), None).await.0, 404, "nothing is subscribed to, {n}");
+        let made = sync::subscribe(&other, setup, &address).await;
+        let (_, made) = made.unwrap_or_else(|why| panic!("{n}: {why}"));
+        assert_eq!(made.external_id, (318_841 + n).to_string());
+        assert_eq!(service.post(&path, told(n), None).await.0, 200, "{n}");
+        // Made anew, under another id.
+        let strava = engine.provider("strava").expect("strava");
+        if n % 2 == 1 {
+            sync::unsubscribe(&other, setup, &made.external_id).await.expect("ends it");
+        } else {
+            sync::unsubscribe(engine, strava, &made.external_id).await.expect("ends it");
+        }
+    }
+    // Many who are not believed wait for one look together.
+    let begun = Instant::now();
+    let forged = (0..200).map(|_| service.post("/api/v1/providers/strava/webhooks", told(9), None));
+    let answers = futures::future::join_all(forged).await;
+    assert!(answers.iter().all(|(status, _)| matches!(status, 401 | 404)), "{answers:?}");
+    assert!(begun.elapsed() < Duration::from_secs(5), "each waited for its own look: {:?}", begun.elapsed());
 }
 
 async fn signed(shape: Shape) {
@@ -622,20 +691,22 @@ async fn erased(shape: Shape) {
     // Of each, while connected and afterwards: providers go on for a while.
     for (user, owner) in [(world.user, owners[0]), (ben, owners[1])] {
         service.post(&callback, event("activity", owner + 1, "delete", owner, 1), None).await;
+        service.post(&callback, event("activity", owner + 1, "foo", owner, 3), None).await;
         service.work().await;
         sync::disconnect(&world.engine, user, "strava").await.expect("disconnects");
         service.post(&callback, event("activity", owner + 1, "delete", owner, 2), None).await;
+        service.post(&callback, event("activity", owner + 1, "foo", owner, 4), None).await;
         service.work().await;
     }
     let kept = service.deliveries().await;
-    assert!(kept.len() == 4 && kept.iter().all(|it| it.state == "done"), "{kept:?}");
+    assert!(kept.len() == 8 && kept.iter().all(|it| it.state == "done"), "{kept:?}");
     let told = async || {
         let rows = crate::oracle::dump(db, &["deliveries", "delivery_items", "runs"]).await;
         owners.iter().map(|owner| format!("{rows:?}").contains(&owner.to_string())).collect::<Vec<_>>()
     };
     assert_eq!(told().await, [true, true]);
     sync::purge(&world.engine, ben, "strava").await.expect("purges");
-    assert_eq!((service.deliveries().await.len(), told().await), (2, vec![true, false]));
+    assert_eq!((service.deliveries().await.len(), told().await), (4, vec![true, false]));
     sync::erase_user(&world.engine, world.user).await.expect("erases");
     assert_eq!((service.deliveries().await.len(), told().await), (0, vec![false, false]));
 }

@@ -41,6 +41,8 @@ pub(super) static SPEC: WebhookSpec = WebhookSpec {
 const SIGNATURE: &str = "x-strava-signature";
 /// A signature is good for so long, seconds.
 const TOLERANCE_S: i64 = 300;
+/// What events are about, and what happened to it.
+const WORDS: [&str; 5] = ["activity", "athlete", "create", "update", "delete"];
 
 /// An event, as sent. Ids and flags come as numbers or texts.
 #[derive(Deserialize)]
@@ -57,7 +59,13 @@ struct Event {
 }
 
 fn read(body: &[u8]) -> Result<Event, BadBody> {
-    serde_json::from_slice(body).map_err(|_| BadBody("the body is no event of Strava"))
+    let mut event: Event = serde_json::from_slice(body).map_err(|_| BadBody("the body is no event of Strava"))?;
+    // They become parts of paths and of keys: numbers, written in one way.
+    for (id, least) in [(&mut event.object_id, 1), (&mut event.owner_id, 1), (&mut event.event_time, 0)] {
+        let number = id.0.parse().ok().filter(|number: &u64| *number >= least);
+        id.0 = number.ok_or(BadBody("ids of Strava are positive numbers"))?.to_string();
+    }
+    Ok(event)
 }
 
 fn handshake(inbound: &Inbound<'_>, trust: &Trust<'_>) -> Option<Handshake> {
@@ -121,19 +129,16 @@ fn check_signature(inbound: &Inbound<'_>, trust: &Trust<'_>) -> Result<(), Untru
     }
 }
 
-/// Strava numbers no events. What changed is part of the key: two changes within one second are two events.
+/// Strava numbers no events. What changed is part of the key: two changes within one second are two events. Texts are
+/// part of it by their digest: they may hold anything, at any length.
 fn dedup_key(inbound: &Inbound<'_>) -> Result<Option<String>, BadBody> {
     let event = read(inbound.body)?;
-    let updates = Sha256::digest(Value::Object(event.updates).to_string());
-    let updates: String = updates[..6].iter().map(|byte| format!("{byte:02x}")).collect();
-    let key = format!(
-        "{}:{}:{}:{}:{}:{updates}",
-        event.object_type, event.object_id.0, event.aspect_type, event.event_time.0, event.owner_id.0
-    );
-    if key.len() > 200 {
-        return Err(BadBody("an event of Strava has shorter names"));
-    }
-    Ok(Some(key))
+    let digest = Sha256::digest(json!([event.object_type, event.aspect_type, event.updates]).to_string());
+    let digest: String = digest[..6].iter().map(|byte| format!("{byte:02x}")).collect();
+    let known = |word: &str| WORDS.into_iter().find(|known| *known == word).unwrap_or("other");
+    let (object, aspect) = (known(&event.object_type), known(&event.aspect_type));
+    let (id, time, owner) = (event.object_id.0, event.event_time.0, event.owner_id.0);
+    Ok(Some(format!("{object}:{id}:{aspect}:{time}:{owner}:{digest}")))
 }
 
 fn read_delivery(body: &[u8]) -> Result<Vec<Notice>, BadBody> {
@@ -148,7 +153,7 @@ fn read_delivery(body: &[u8]) -> Result<Vec<Notice>, BadBody> {
             Notice::Lifecycle { account: id, event: Lifecycle::Deauthorized }
         }
         // What is new in their interface is no failure of ours.
-        _ => return Ok(Vec::new()),
+        _ => Notice::Other { account },
     };
     Ok(vec![notice])
 }
@@ -416,10 +421,13 @@ mod tests {
         assert_eq!(notices("athlete", "update", r#"{"authorized":false}"#), ended);
         assert_eq!(notices("athlete", "update", r#"{"authorized":"False"}"#), ended);
         assert_eq!(notices("athlete", "delete", "{}"), ended);
+        let none = vec![Notice::Other { account: "7".into() }];
         for other in ["{}", r#"{"authorized":"true"}"#, r#"{"authorized":null}"#, r#"{"weight":"70"}"#] {
-            assert_eq!(notices("athlete", "update", other), [], "{other}");
+            assert_eq!(notices("athlete", "update", other), none, "{other}");
         }
-        assert_eq!(notices("route", "create", "{}"), []);
+        for (object, aspect) in [("route", "create"), ("activity", "foo"), ("activity\\u0000", "create"), ("", "")] {
+            assert_eq!(notices(object, aspect, "{}"), none, "{object} {aspect}");
+        }
         for bad in ["", "{}", "[]", "null", r#"{"object_type":"activity"}"#, "{\"object_type\":\"activity\",\"object_id\":{}}"] {
             assert!(read_delivery(bad.as_bytes()).is_err(), "{bad}");
         }
@@ -445,6 +453,20 @@ mod tests {
         ] {
             assert_ne!(first, key(&other).unwrap(), "{other}");
         }
-        assert!(key(&event("1", &"x".repeat(300), "{}", "5")).is_err());
+        let named = |body: &str| key(body).unwrap().unwrap();
+        assert!(named(&event("1", "create", "{}", "5")).starts_with("activity:1:create:5:7:"));
+        let strange = ["x".repeat(300), "a\\u0000b".to_owned()].map(|aspect| named(&event("1", &aspect, "{}", "5")));
+        assert!(strange.iter().all(|key| key.len() < 60 && key.starts_with("activity:1:other:5:7:")), "{strange:?}");
+        assert_ne!(strange[0], strange[1]);
+        let numbers = ["0", "-5", "1.5", "\"\"", "\"../../oauth/token\"", "\"a\\u0000b\"", "\"1 2\"", "1e30", "null", "{}"];
+        for bad in numbers {
+            let owned = event("1", "create", "{}", "5").replace("\"owner_id\":7", &format!("\"owner_id\":{bad}"));
+            for body in [event(bad, "create", "{}", "5"), owned] {
+                assert!(key(&body).is_err() && read_delivery(body.as_bytes()).is_err(), "{body}");
+            }
+        }
+        for time in ["-1", "\"\\u0000\"", "1.5"] {
+            assert!(key(&event("1", "create", "{}", time)).is_err(), "{time}");
+        }
     }
 }
