@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::App;
 use super::error::{Error, missing};
-use super::extract::{Caller, IdPath, MayEnd, MayRead};
+use super::extract::{Caller, IdPath, MayEnd, MayRead, PathParams};
 use super::providers::{icon_url, live_mode};
 use crate::model::{BEGINNING_MS, ConnectionId, UserId};
 use crate::providers::WebhookKind;
@@ -266,7 +266,7 @@ fn no_connection_of(user: UserId) -> Error {
 pub(super) async fn delete_connection(
     _: Caller<MayEnd>,
     State(app): State<Arc<App>>,
-    path: axum::extract::RawPathParams,
+    PathParams(path): PathParams,
 ) -> Result<axum::http::StatusCode, Error> {
     let (user, provider) = named(&app, &path)?;
     // A task of its own: what was begun is finished, and the provider told, though whoever asked has left.
@@ -298,7 +298,7 @@ pub(super) async fn delete_connection(
 pub(super) async fn delete_connection_data(
     _: Caller<MayEnd>,
     State(app): State<Arc<App>>,
-    path: axum::extract::RawPathParams,
+    PathParams(path): PathParams,
 ) -> Result<axum::http::StatusCode, Error> {
     let (user, provider) = named(&app, &path)?;
     // As above; and a long one takes longer than an answer may.

@@ -203,6 +203,17 @@ impl<S: Send + Sync> FromRequestParts<S> for IdPath {
     }
 }
 
+/// The parameters of the path, decoded; those that are no text are refused as all else that is wrong.
+pub(super) struct PathParams(pub(super) RawPathParams);
+
+impl<S: Send + Sync> FromRequestParts<S> for PathParams {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        raw_path(parts, state).await.map(Self)
+    }
+}
+
 /// The parameters of the path, decoded.
 pub(super) async fn raw_path<S: Send + Sync>(parts: &mut Parts, state: &S) -> Result<RawPathParams, Error> {
     RawPathParams::from_request_parts(parts, state).await.map_err(|_| invalid("path is not valid UTF-8"))

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{RawPathParams, RawQuery, State};
+use axum::extract::{RawQuery, State};
 use chrono::{Duration, SecondsFormat};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::App;
 use super::error::{Error, no_connection};
-use super::extract::{self, Caller, MaySync, QueryPairs, one_of};
+use super::extract::{self, Caller, MaySync, PathParams, QueryPairs, one_of};
 use crate::model::{Class, RunSource, SyncRequest, UserId};
 use crate::providers::Axis;
 use crate::sync;
@@ -69,7 +69,7 @@ pub(super) struct HistoricalSyncStarted {
 pub(super) async fn start_historical_sync(
     _: Caller<MaySync>,
     State(app): State<Arc<App>>,
-    path: RawPathParams,
+    PathParams(path): PathParams,
     RawQuery(query): RawQuery,
 ) -> Result<Json<HistoricalSyncStarted>, Error> {
     let engine = &app.state.engine;

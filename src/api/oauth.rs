@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::App;
 use super::error::{Error, missing};
-use super::extract::{self, FromQuery, Query, QueryPairs, one_of};
+use super::extract::{self, FromQuery, PathParams, Query, QueryPairs, one_of};
 use crate::model::UserId;
 use crate::providers::{self, ProviderSpec};
 use crate::sync::{self, ConnectError, Engine, ProviderSetup};
@@ -82,7 +82,7 @@ fn provider<'a>(app: &'a App, path: &RawPathParams) -> Result<&'a ProviderSetup,
 )]
 pub(super) async fn authorize_provider(
     State(app): State<Arc<App>>,
-    path: RawPathParams,
+    PathParams(path): PathParams,
     Query(asked): Query<Authorize>,
 ) -> Result<Json<AuthorizationUrl>, Error> {
     let setup = provider(&app, &path)?;
@@ -134,7 +134,7 @@ pub(super) struct Callback {
 )]
 pub(super) async fn finish_authorization(
     State(app): State<Arc<App>>,
-    path: RawPathParams,
+    PathParams(path): PathParams,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Response {

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use super::App;
 use super::error::{Error, no_connection};
-use super::extract::{self, Caller, JsonBody, MayRead, MaySync, invalid, one_of};
+use super::extract::{self, Caller, JsonBody, MayRead, MaySync, PathParams, invalid, one_of};
 use crate::model::{ConnectionId, Schedule, UserId};
 use crate::storage::ScheduleRow;
 use crate::sync::{self, ProviderSetup};
@@ -112,7 +112,7 @@ fn time_zone(text: &str) -> Result<Tz, Error> {
 pub(super) async fn get_schedule(
     _: Caller<MayRead>,
     State(app): State<Arc<App>>,
-    path: RawPathParams,
+    PathParams(path): PathParams,
 ) -> Result<Json<ScheduleRead>, Error> {
     let (setup, connection) = target(&app, &path).await?;
     let row = app.state.engine.db.find_schedule(connection).await?;
@@ -147,7 +147,7 @@ pub(super) async fn get_schedule(
 pub(super) async fn set_schedule(
     _: Caller<MaySync>,
     State(app): State<Arc<App>>,
-    path: RawPathParams,
+    PathParams(path): PathParams,
     mut body: JsonBody,
 ) -> Result<Json<ScheduleRead>, Error> {
     if !body.contains("schedule") {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{RawPathParams, RawQuery, State};
+use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -13,7 +13,9 @@ use uuid::Uuid;
 
 use super::App;
 use super::error::{Error, no_connection, retry_after};
-use super::extract::{self, Credentials, QueryPairs, allow, instant_ms, integer, invalid, missing_key, one_of};
+use super::extract::{
+    self, Credentials, PathParams, QueryPairs, allow, instant_ms, integer, invalid, missing_key, one_of,
+};
 use super::tasks::{Counts, Details, details};
 use crate::model::{Class, DataType, RunReport, RunSource, RunState, SyncRequest, UserId};
 use crate::providers::{Axis, ProviderSpec};
@@ -133,11 +135,11 @@ struct Asked<'a> {
 )]
 pub(super) async fn sync_user_data(
     State(app): State<Arc<App>>,
-    path: RawPathParams,
+    path: Result<PathParams, Error>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Error> {
-    trigger(&app, &path, query.as_deref(), &headers, false).await
+    trigger(&app, path, query.as_deref(), &headers, false).await
 }
 
 /// Sync data (path of the mirrored system)
@@ -167,11 +169,11 @@ pub(super) async fn sync_user_data(
 )]
 pub(super) async fn sync_provider_user_data(
     State(app): State<Arc<App>>,
-    path: RawPathParams,
+    path: Result<PathParams, Error>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Error> {
-    trigger(&app, &path, query.as_deref(), &headers, true).await
+    trigger(&app, path, query.as_deref(), &headers, true).await
 }
 
 /// One of the two bodies.
@@ -189,7 +191,7 @@ pub(super) enum SyncAnswer {
 /// Two statements and one push: who asks and for what in one, the run in the other.
 async fn trigger(
     app: &Arc<App>,
-    path: &RawPathParams,
+    path: Result<PathParams, Error>,
     query: Option<&str>,
     headers: &HeaderMap,
     mirrored: bool,
@@ -199,7 +201,7 @@ async fn trigger(
     if shown.bearer.is_none() && shown.key_hash.is_none() {
         return Err(missing_key(mirrored));
     }
-    let asked = Asked::read(app, path, query.unwrap_or_default(), headers);
+    let asked = path.and_then(|path| Asked::read(app, &path, query.unwrap_or_default(), headers));
     // Who may not ask does not learn what is wrong with the question.
     let (user, provider) = asked.as_ref().map_or((UserId(Uuid::nil()), ""), |it| (it.user, it.setup.spec().name.0));
     let access = engine.db.find_access(shown.bearer, shown.key_hash.as_deref(), user, provider).await?;
@@ -272,7 +274,7 @@ pub(super) fn connection(access: &Access) -> Result<crate::model::ConnectionId, 
 
 impl<'a> Asked<'a> {
     /// Checks, in this order: provider, user id, query, header, what the provider has. No look at the database.
-    fn read(app: &'a App, path: &RawPathParams, query: &str, headers: &HeaderMap) -> Result<Self, Error> {
+    fn read(app: &'a App, PathParams(path): &PathParams, query: &str, headers: &HeaderMap) -> Result<Self, Error> {
         let engine = &app.state.engine;
         let param = |name| path.iter().find(|(have, _)| *have == name).map_or("", |(_, value)| value);
         let setup =

@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 
 use super::App;
 use super::error::Error;
-use super::extract::{Caller, MayAdmin, QueryPairs, invalid};
+use super::extract::{Caller, MayAdmin, PathParams, QueryPairs, invalid};
 use crate::providers::webhook::Inbound;
 use crate::sync::{self, ProviderSetup, SubscribeError, Unwelcome};
 
@@ -134,7 +134,7 @@ pub(super) struct WebhookChallenge {
 )]
 pub(super) async fn receive_webhook(
     State(app): State<Arc<App>>,
-    path: RawPathParams,
+    PathParams(path): PathParams,
     request: Request,
 ) -> Result<Json<Value>, Error> {
     receive(&app, &path, request).await
@@ -166,7 +166,7 @@ pub(super) async fn receive_webhook(
 )]
 pub(super) async fn verify_webhook(
     State(app): State<Arc<App>>,
-    path: RawPathParams,
+    PathParams(path): PathParams,
     request: Request,
 ) -> Result<Json<Value>, Error> {
     receive(&app, &path, request).await
@@ -198,7 +198,7 @@ pub(super) async fn verify_webhook(
 )]
 pub(super) async fn receive_webhook_by_token(
     State(app): State<Arc<App>>,
-    path: RawPathParams,
+    PathParams(path): PathParams,
     request: Request,
 ) -> Result<Json<Value>, Error> {
     receive(&app, &path, request).await
@@ -230,7 +230,7 @@ pub(super) async fn receive_webhook_by_token(
 )]
 pub(super) async fn verify_webhook_by_token(
     State(app): State<Arc<App>>,
-    path: RawPathParams,
+    PathParams(path): PathParams,
     request: Request,
 ) -> Result<Json<Value>, Error> {
     receive(&app, &path, request).await
@@ -257,7 +257,7 @@ pub(super) async fn verify_webhook_by_token(
 )]
 pub(super) async fn receive_strava_webhook(
     State(app): State<Arc<App>>,
-    path: RawPathParams,
+    PathParams(path): PathParams,
     request: Request,
 ) -> Result<Json<Value>, Error> {
     receive(&app, &path, request).await
@@ -286,7 +286,7 @@ pub(super) async fn receive_strava_webhook(
 )]
 pub(super) async fn verify_strava_webhook(
     State(app): State<Arc<App>>,
-    path: RawPathParams,
+    PathParams(path): PathParams,
     request: Request,
 ) -> Result<Json<Value>, Error> {
     receive(&app, &path, request).await
@@ -356,7 +356,7 @@ pub(super) struct SubscriptionList {
 pub(super) async fn list_subscriptions(
     _: Caller<MayAdmin>,
     State(app): State<Arc<App>>,
-    path: RawPathParams,
+    PathParams(path): PathParams,
 ) -> Result<Json<SubscriptionList>, Error> {
     let setup = provider(&app, &path)?;
     let found = sync::list_subscriptions(&app.state.engine, setup).await?;
@@ -386,7 +386,7 @@ pub(super) async fn list_subscriptions(
 pub(super) async fn create_subscription(
     _: Caller<MayAdmin>,
     State(app): State<Arc<App>>,
-    path: RawPathParams,
+    PathParams(path): PathParams,
     RawQuery(query): RawQuery,
 ) -> Result<Json<SubscriptionList>, Error> {
     let setup = provider(&app, &path)?;
@@ -439,7 +439,7 @@ pub(super) struct SubscriptionDeleted {
 pub(super) async fn delete_subscription(
     _: Caller<MayAdmin>,
     State(app): State<Arc<App>>,
-    path: RawPathParams,
+    PathParams(path): PathParams,
 ) -> Result<Json<SubscriptionDeleted>, Error> {
     let setup = provider(&app, &path)?;
     let id = param(&path, "subscription_id").unwrap_or_default();
@@ -483,7 +483,7 @@ fn not_offered(setup: &ProviderSetup, what: &str) -> Error {
 pub(super) async fn get_subscription(
     _: Caller<MayAdmin>,
     State(app): State<Arc<App>>,
-    path: RawPathParams,
+    PathParams(path): PathParams,
 ) -> Result<Json<Value>, Error> {
     Err(not_offered(provider(&app, &path)?, "the reading"))
 }
@@ -510,7 +510,7 @@ pub(super) async fn get_subscription(
 pub(super) async fn update_subscription(
     _: Caller<MayAdmin>,
     State(app): State<Arc<App>>,
-    path: RawPathParams,
+    PathParams(path): PathParams,
     RawQuery(query): RawQuery,
 ) -> Result<Json<Value>, Error> {
     let setup = provider(&app, &path)?;
@@ -537,7 +537,7 @@ pub(super) async fn update_subscription(
 pub(super) async fn renew_subscriptions(
     _: Caller<MayAdmin>,
     State(app): State<Arc<App>>,
-    path: RawPathParams,
+    PathParams(path): PathParams,
 ) -> Result<Json<Value>, Error> {
     Err(not_offered(provider(&app, &path)?, "the renewal"))
 }

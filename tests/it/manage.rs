@@ -23,6 +23,7 @@ use crate::support::{Place, Shape, World};
 
 both! {
     every_route_takes_the_credentials_it_documents_and_no_other => matrix;
+    what_is_no_text_in_a_path_is_an_error_like_others => no_text;
     a_sync_by_a_developer_takes_two_statements => hot_path;
     developers_log_in => logins;
     logins_do_not_tell_who_exists => login_times;
@@ -347,6 +348,35 @@ async fn matrix(shape: Shape) {
             assert_eq!(challenge, (strict && answer.status == 401).then_some("Bearer"), "{place}");
         }
     }
+}
+
+async fn no_text(shape: Shape) {
+    let client = Client::new(shape).await;
+    client.developer("ada@example.com").await;
+    let good = format!("Bearer {}", client.token("ada@example.com").await);
+    let mut seen = 0;
+    for operation in operations().iter().filter(|it| it.path.contains("no-such-thing")) {
+        // Each alone, the others being what a check of them would let by, and all.
+        let pieces: Vec<&str> = operation.path.split('/').collect();
+        let places: Vec<usize> = (0..pieces.len()).filter(|n| pieces[*n] == "no-such-thing").collect();
+        for broken in places.iter().map(|n| vec![*n]).chain([places.clone()]) {
+            let filled = pieces.iter().enumerate().map(|(n, piece)| match *piece {
+                _ if broken.contains(&n) => "%ff",
+                "no-such-thing" if n > 0 && pieces[n - 1] == "users" => "b2b6c1de-5a0e-4a39-9d0c-2f8e1f0f4c77",
+                "no-such-thing" => "strava",
+                piece => piece,
+            });
+            let path = filled.collect::<Vec<_>>().join("/");
+            let answer = client.send(&operation.method, &path, &[("Authorization", &good)], "{}").await;
+            let place = format!("{} as {path}: {} {}", operation.name, answer.status, answer.text);
+            assert_eq!(answer.failure(), (400, "path is not valid UTF-8"), "{place}");
+            if !operation.public {
+                assert_eq!(client.send(&operation.method, &path, &[], "{}").await.status, 401, "{place}");
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen > 40, "{seen}");
 }
 
 async fn hot_path(shape: Shape) {
