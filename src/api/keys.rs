@@ -292,7 +292,7 @@ pub(super) struct ApiKeyRotate {
             "created_at": "2026-03-10T12:00:00Z", "prefix": "ws_HiJkLmN", "scopes": ["sync", "read"],
             "expires_at": null, "retires_at": null, "last_used_at": null, "key": "ws_HiJkLmN…"
         })),
-        (status = 404, description = "No such key, or a revoked one", body = super::error::Body),
+        (status = 404, description = "No such key, or one that works no longer", body = super::error::Body),
         (status = 413, description = "The body is larger than 1 MiB", body = super::error::Body),
     )
 )]

@@ -137,9 +137,9 @@ impl Db {
         accept!(self, c => Ok(sqlx::query_as(sql).bind(id).bind(name).fetch_optional(&mut *c).await?))
     }
 
-    /// Makes a key with the name and scopes of another that is not revoked; the other one retires. One that
-    /// expires is followed by one with as long a life. Answers, too, until when the other one works: that may be sooner
-    /// than was asked for. `None` when there is no such key.
+    /// Makes a key with the name and scopes of another that works; the other one retires. One that expires is followed by
+    /// one with as long a life. Answers, too, until when the other one works: that may be sooner than was asked for.
+    /// `None` when there is no such key.
     ///
     /// # Errors
     /// When the database fails.
@@ -153,7 +153,8 @@ impl Db {
             let sql = "select id, prefix, name, scopes, created_by, created_at, expires_at, retires_at, revoked_at, last_used_at
                 from api_keys where id = $1 and revoked_at is null";
             let old: Option<ApiKey> = sqlx::query_as(sql).bind(id).fetch_optional(&mut *t).await?;
-            match old {
+            // One that is over would have an heir by every call, and be said to work on.
+            match old.filter(|old| old.is_valid(now)) {
                 None => None,
                 Some(old) => {
                     let until = old.retires_at.map_or(next.old_until, |end| end.min(next.old_until));

@@ -586,14 +586,24 @@ async fn keys(shape: Shape) {
     let again = client.admin("POST", &format!("{path}/rotate"), &json!({"overlap": 2_592_000})).await;
     assert_eq!((again.status, &again.json["expires_at"]), (201, &Value::Null));
     assert_eq!(retires(&client.admin("GET", list, &Value::Null).await, &id), "2026-03-11T12:00:01Z");
+    // At once, and a key with an end is followed by one with as long a life.
+    let end = text(&other.json["id"]);
+    let next = client.admin("POST", &format!("{list}/{end}/rotate"), &json!({"overlap": 0})).await;
+    assert_eq!(next.json["expires_at"], "2026-03-10T12:16:41Z");
     client.wait(86_399);
     assert!(works(&first).await);
     client.wait(1);
     assert!(!works(&first).await && works(&second).await);
-    // At once, and a key with an end is followed by one with as long a life.
-    let end = text(&other.json["id"]);
-    let next = client.admin("POST", &format!("{list}/{end}/rotate"), &json!({"overlap": 0})).await;
-    assert_eq!(next.json["expires_at"], "2026-03-11T12:16:41Z");
+    // What works no longer has no further heir: retired a moment ago or long before, or at its end.
+    let heirs = client.admin("GET", list, &Value::Null).await.json.as_array().map(Vec::len);
+    let over = client.key("read", Some(client.now())).await;
+    let over = client.world.engine.db.find_api_key(&vault::hash_secret(&over)).await.expect("reads").expect("is there");
+    for dead in [end, id.as_str(), &over.id.to_string()] {
+        let answer = client.admin("POST", &format!("{list}/{dead}/rotate"), &Value::Null).await;
+        assert_eq!(answer.failure(), (404, format!("Apikey with ID: {dead} not found.").as_str()));
+    }
+    let after = client.admin("GET", list, &Value::Null).await.json.as_array().map(Vec::len);
+    assert_eq!(after, heirs.map(|n| n + 1), "only the one made here");
     for overlap in [-1, 2_592_001] {
         let answer = client.admin("POST", &format!("{path}/rotate"), &json!({"overlap": overlap})).await;
         assert_eq!(answer.status, 400);
