@@ -445,10 +445,7 @@ impl JsonBody {
         match self.0.remove(name) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => {
-                no_null(&text)?;
-                if text.chars().count() > most {
-                    return Err(Error::Invalid(format!("String should have at most {most} characters")));
-                }
+                check_text(&text, most)?;
                 Ok(Some(text))
             }
             Some(_) => Err(invalid("Input should be a valid string")),
@@ -460,6 +457,24 @@ impl JsonBody {
         let Some(text) = self.text(name, usize::MAX)? else { return Ok(None) };
         email(&text)?;
         Ok(Some(text))
+    }
+}
+
+/// Whether a text can be kept, and is no longer than that.
+pub(super) fn check_text(text: &str, most: usize) -> Result<(), Error> {
+    no_null(text)?;
+    if text.chars().count() > most {
+        return Err(Error::Invalid(format!("String should have at most {most} characters")));
+    }
+    Ok(())
+}
+
+/// The same for an argument of a command, where nobody means nothing by an empty text.
+pub(super) fn argument(text: &str, most: usize) -> Result<String, String> {
+    match check_text(text, most) {
+        Err(Error::Invalid(why)) => Err(why),
+        _ if text.is_empty() => Err("String should have at least 1 character".to_owned()),
+        _ => Ok(text.to_owned()),
     }
 }
 

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::App;
 use super::error::Error;
-use super::extract::{Caller, JsonBody, MayAdmin, MaybeBody, invalid, one_of, raw_path};
+use super::extract::{Caller, JsonBody, MayAdmin, MaybeBody, argument, invalid, one_of, raw_path};
 use crate::storage::{ApiKey, NewApiKey, NextApiKey};
 use crate::vault;
 
@@ -25,6 +25,17 @@ pub const OVERLAP_S: i64 = 86_400;
 
 /// The longest that a rotated key goes on working: 30 days.
 pub const OVERLAP_MOST_S: i64 = 30 * 86_400;
+
+/// The longest name of a key.
+const NAME_MOST: usize = 100;
+
+/// What a key is for, as the command line takes it.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn key_name(text: &str) -> Result<String, String> {
+    argument(text, NAME_MOST)
+}
 
 const SCOPES: [&str; 3] = ["sync", "read", "admin"];
 
@@ -164,7 +175,7 @@ pub(super) async fn create_key(
     State(app): State<Arc<App>>,
     MaybeBody(mut body): MaybeBody,
 ) -> Result<(StatusCode, Json<ApiKeyMade>), Error> {
-    let name = body.text("name", 100)?.unwrap_or_else(|| "Default".to_owned());
+    let name = body.text("name", NAME_MOST)?.unwrap_or_else(|| "Default".to_owned());
     let scopes = scopes(&mut body)?;
     let life = body.integer("expires_in", 1, LIFE_MOST_S)?;
     let engine = &app.state.engine;
@@ -233,7 +244,7 @@ pub(super) async fn rename_key(
     KeyPath(id): KeyPath,
     mut body: JsonBody,
 ) -> Result<Json<ApiKeyRead>, Error> {
-    let name = body.text("name", 100)?;
+    let name = body.text("name", NAME_MOST)?;
     let key = app.state.engine.db.rename_api_key(id, name).await?;
     Ok(Json(key.ok_or_else(|| unknown(&id.to_string()))?.into()))
 }

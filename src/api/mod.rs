@@ -50,7 +50,8 @@ use crate::sync::Engine;
 use crate::telemetry;
 pub use auth::{PASSWORD_LEAST, developer_email};
 use error::Error;
-pub use keys::{OVERLAP_MOST_S, OVERLAP_S};
+pub use keys::{OVERLAP_MOST_S, OVERLAP_S, key_name};
+pub use users::{external_user_id, person_name, user_email};
 
 /// Bodies beyond this are refused.
 const BODY_LIMIT: usize = 1 << 20;

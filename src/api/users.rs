@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::App;
 use super::error::{Error, missing};
 use super::extract::{
-    Caller, FromQuery, IdPath, JsonBody, MayAdmin, MayRead, MaySync, Query, QueryPairs, email, one_of,
+    Caller, FromQuery, IdPath, JsonBody, MayAdmin, MayRead, MaySync, Query, QueryPairs, argument, email, one_of,
 };
 use crate::model::UserId;
 use crate::storage::{NewUser, User, UserFilter, UserRow};
@@ -95,11 +95,43 @@ pub(super) struct UserCreate {
 
 fn read_user(mut body: JsonBody) -> Result<NewUser, Error> {
     Ok(NewUser {
-        first_name: body.text("first_name", 100)?,
-        last_name: body.text("last_name", 100)?,
+        first_name: body.text("first_name", NAME_MOST)?,
+        last_name: body.text("last_name", NAME_MOST)?,
         email: body.email("email")?,
-        external_user_id: body.text("external_user_id", 255)?,
+        external_user_id: body.text("external_user_id", EXTERNAL_ID_MOST)?,
     })
+}
+
+/// The longest first or last name.
+const NAME_MOST: usize = 100;
+/// The longest id of another system.
+const EXTERNAL_ID_MOST: usize = 255;
+
+/// A first or last name, as the command line takes it.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn person_name(text: &str) -> Result<String, String> {
+    argument(text, NAME_MOST)
+}
+
+/// The id that another system gives a user, as the command line takes it.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn external_user_id(text: &str) -> Result<String, String> {
+    argument(text, EXTERNAL_ID_MOST)
+}
+
+/// A user's e-mail, as the command line takes it.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn user_email(text: &str) -> Result<String, String> {
+    match email(text) {
+        Err(Error::Invalid(why)) => Err(why),
+        _ => Ok(text.to_owned()),
+    }
 }
 
 /// Which users to list.

@@ -10,7 +10,7 @@ use super::Session;
 use super::exit::{Exit, Outcome, usage};
 use super::init::hidden;
 use super::output::{dash, iso, table, time};
-use crate::api::{PASSWORD_LEAST, developer_email};
+use crate::api::{PASSWORD_LEAST, developer_email, person_name};
 use crate::storage::{Developer, Error, NewDeveloper};
 use crate::vault;
 
@@ -27,9 +27,9 @@ pub(crate) struct Create {
     /// The address to log in with
     #[arg(long, value_parser = developer_email)]
     email: String,
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = person_name)]
     first_name: Option<String>,
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = person_name)]
     last_name: Option<String>,
     /// Read the password from stdin instead of asking for it
     #[arg(long)]

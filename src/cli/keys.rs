@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::Session;
 use super::exit::{Exit, Outcome, usage};
 use super::output::{iso, remark, table, time, time_or_dash};
-use crate::api::OVERLAP_MOST_S;
+use crate::api::{OVERLAP_MOST_S, key_name};
 use crate::clock::Clock;
 use crate::storage::{ApiKey, Db, NewApiKey, NextApiKey};
 use crate::vault;
@@ -27,7 +27,7 @@ pub(crate) enum Command {
         /// Its id, as listed
         id: Uuid,
         /// What it is for
-        #[arg(long)]
+        #[arg(long, value_parser = key_name)]
         name: String,
     },
     /// Make a key that takes another one's place, with its name and scopes; prints its secret, this once
@@ -48,7 +48,7 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct Create {
     /// What it is for
-    #[arg(long)]
+    #[arg(long, value_parser = key_name)]
     name: String,
     /// What it may do
     #[arg(long, value_delimiter = ',', default_value = "sync,read")]

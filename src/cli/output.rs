@@ -15,7 +15,11 @@ pub(crate) struct Output {
 impl Output {
     /// Prints `value` as JSON, or else what `text` makes.
     pub(crate) fn show(self, value: &impl Serialize, text: impl FnOnce() -> String) -> anyhow::Result<()> {
-        if self.json { line(&serde_json::to_string_pretty(value)?) } else { line(text().trim_end_matches('\n')) }
+        if self.json {
+            line(&serde_json::to_string_pretty(value)?)
+        } else {
+            line(readable(&text(), true).trim_end_matches('\n'))
+        }
     }
 }
 
@@ -34,11 +38,19 @@ pub(crate) fn remark(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
+/// What others wrote, without what a terminal would obey; lines end where they did, where there may be several.
+fn readable(text: &str, lines: bool) -> String {
+    let obeyed = |c: char| c.is_control() && !(lines && c == '\n');
+    text.chars().map(|c| if obeyed(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
 /// Columns as wide as their widest cell; an empty table says `nothing` instead.
 pub(crate) fn table(head: &[&str], rows: &[Vec<String>], nothing: &str) -> String {
     if rows.is_empty() {
         return nothing.to_owned();
     }
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|cell| readable(cell, false)).collect()).collect();
     let width = |n: usize| {
         let cells = rows.iter().filter_map(|row| row.get(n)).map(|cell| cell.chars().count());
         cells.chain([head[n].len()]).max().unwrap_or(0)
@@ -51,7 +63,7 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>], nothing: &str) -> Strin
         text.push('\n');
     };
     put(&mut head.iter().copied());
-    for row in rows {
+    for row in &rows {
         put(&mut row.iter().map(String::as_str));
     }
     text
@@ -155,6 +167,10 @@ mod tests {
         let text = table(&["id", "name", "scope"], &rows, "nobody");
         assert_eq!(text, "id  name  scope\n1   Zoë   x\n22  -     -\n");
         assert_eq!(table(&["id"], &[], "nobody"), "nobody");
+        let odd = [vec!["a\u{1b}[2Jb\nc\td\re\u{9b}f\u{7f}".to_owned(), "x".to_owned()]];
+        let text = table(&["id", "name"], &odd, "nobody");
+        assert_eq!(text, "id               name\na\u{fffd}[2Jb\u{fffd}c\u{fffd}d\u{fffd}e\u{fffd}f\u{fffd}  x\n");
+        assert_eq!(readable("a\u{1b}[2Jb\n  c\n", true), "a\u{fffd}[2Jb\n  c\n");
         assert_eq!(
             facts(&[("id", Some("1".to_owned())), ("reason", None), ("state", Some("queued".to_owned()))]),
             "id      1\nstate   queued\n"

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::exit::{Exit, Outcome, usage};
 use super::output::{dash, iso, line, remark, table, time, time_or_dash};
 use super::{Session, output::Output};
+use crate::api::{external_user_id, person_name, user_email};
 use crate::model::UserId;
 use crate::storage::{Db, NewUser, User, UserFilter, UserRow};
 
@@ -20,14 +21,14 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct Create {
     /// The id that your own system gives it; a user who has it already is answered instead
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = external_user_id)]
     external_id: Option<String>,
     /// E-mail, unique
-    #[arg(long)]
+    #[arg(long, value_parser = user_email)]
     email: Option<String>,
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = person_name)]
     first_name: Option<String>,
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = person_name)]
     last_name: Option<String>,
 }
 

@@ -1129,6 +1129,32 @@ async fn processes(shape: Shape) {
     assert!(remarks.contains("the old key works no longer"), "{remarks}");
     let nobody = uuid::Uuid::now_v7().to_string();
     assert_eq!(command(&env, &["keys", "rotate", &nobody], "").0, 2);
+    let (code, key, remarks) = command(&env, &["keys", "rotate", ends], "");
+    assert!(code == 2 && key.is_empty() && remarks.contains("no key that works"), "{key}{remarks}");
+
+    // What the API would not take.
+    let long = "x".repeat(400);
+    for arguments in [
+        &["keys", "create", "--name", ""][..],
+        &["keys", "create", "--name", &long[..101]],
+        &["keys", "rename", &id, "--name", ""],
+        &["users", "create", "--external-id", ""],
+        &["users", "create", "--external-id", &long[..256]],
+        &["users", "create", "--email", "x"],
+        &["users", "create", "--first-name", &long[..101]],
+        &["developers", "create", "--email", "eve@example.com", "--password-stdin", "--last-name", &long],
+    ] {
+        let (code, answer, remarks) = command(&env, arguments, "correct horse battery");
+        assert!(code == 2 && answer.is_empty() && !remarks.is_empty(), "{arguments:?}: {answer}{remarks}");
+    }
+    // What others wrote is no order to a terminal, and the same for programs.
+    let odd = "a\u{1b}[2J\nb\tc";
+    assert_eq!(command(&env, &["users", "create", "--external-id", odd, "--first-name", &long[..100]], "").0, 0);
+    let (_, listed, _) = command(&env, &["users", "list"], "");
+    assert!(listed.contains("a\u{fffd}[2J\u{fffd}b\u{fffd}c") && !listed.contains('\u{1b}'), "{listed}");
+    let (_, listed, _) = command(&env, &["users", "list", "--json"], "");
+    let listed: Value = serde_json::from_str(&listed).expect("JSON");
+    assert!(listed.as_array().expect("a list").iter().any(|user| user["external_user_id"] == json!(odd)), "{listed}");
 
     // What the service says while all of it is used, rightly and wrongly.
     let mut serving = program(&env, &["--json", "serve"]).stdin(Stdio::null()).spawn().expect("the program starts");
