@@ -26,7 +26,7 @@ test *ARGS:
 fuzz:
     scripts/fuzz
 
-# the benchmarks of docs/benchmarks.md: all, or some of accept, sync, streams, samples, memory; --quick for a look
+# the benchmarks of docs/benchmarks.md: all, or some of them; --quick for a look
 bench *ARGS:
     scripts/test --exec cargo bench --locked --bench bench -- {{ARGS}}
 

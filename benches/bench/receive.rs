@@ -230,7 +230,7 @@ fn request(path: &str, sort: Sort, event: u64, i: usize) -> Vec<u8> {
     let body = format!(
         "{{\"object_type\":\"activity\",\"object_id\":{},\"aspect_type\":\"update\",\"updates\":{{\"title\":\"{event}\"}},\
          \"owner_id\":{owner},\"subscription_id\":{subscription},\"event_time\":{}}}",
-        event / u64::from(USERS) % ITEMS,
+        event / u64::from(USERS) % ITEMS + 1,
         1_777_000_000 + event
     );
     let body = if sort == Sort::Oversized { " ".repeat((1 << 20) + 1) } else { body };

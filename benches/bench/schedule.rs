@@ -8,7 +8,7 @@ use std::time::Instant;
 use sqlx::{Connection as _, Executor as _};
 use wearsync::clock::Clock;
 use wearsync::coordination::Taken;
-use wearsync::model::Class;
+use wearsync::model::{Class, quota};
 use wearsync::sync;
 
 use crate::Size;
@@ -93,7 +93,8 @@ async fn one(shape: Shape, size: Size, table: &mut Table) {
         table.add(format!("{what}: CPU of the server for each"), backends_ms * 1000.0 / n, "µs", Target::None);
     }
     table.add(format!("{what}: statements for each"), statements as f64 / n, "", Target::AtMost(0.1));
-    table.add(format!("{what}: begun in a window at most"), most as f64, "", Target::None);
+    let bearable = quota::share(limit, Class::Schedule) / CALLS;
+    table.add(format!("{what}: begun in a window at most"), most as f64, "", Target::AtMost(bearable as f64));
     table.add(format!("{what}: put back for want of quota"), put_back as f64, "", Target::AtMost(0.0));
     let (least, greatest) = served(&place).await;
     let ratio = greatest as f64 / (least as f64).max(f64::MIN_POSITIVE);
